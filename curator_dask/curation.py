@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,7 @@ from curator_dask.balancing.choosing import DRAWN
 from curator_dask.balancing.given import balance_by, columns_of
 from curator_dask.cluster.setup import OpenWorkers, at_work
 from curator_dask.datasets import ImageTextPairDataset
-from curator_dask.dedup import SemanticDeduplication
-from curator_dask.dedup.arguments import local_folder
+from curator_dask.dedup.work import Work
 from curator_dask.errors import ConfigError, NoMatchError, ShardError
 from curator_dask.fetching.place import SUFFIX
 from curator_dask.frames.names import EMBEDDING_COLUMN
@@ -34,7 +33,6 @@ from curator_dask.outputs.filtering import FilterSummary, filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import check_removed
-from curator_dask.outputs.saving import check_apart
 from curator_dask.recipe import Recipe
 from curator_dask.recipe_steps import check_balance_columns, check_columns, check_steps, with_columns
 from curator_dask.rows.image_files import captions_of
@@ -88,11 +86,10 @@ def curate(
         new row near an earlier one goes, and of new rows that are near one another the best stays, by the same recipe.
         ``top``, ``at_most`` and ``balance`` depend on all rows together, and are refused.
     work
-        Where `recipe` asks for duplicates: the folder, which all workers see, of what lies between vectors and
-        duplicates, from which an interrupted call goes on. None: beside the others; where `output` is a URL it must be
-        given.
+        Where `recipe` asks for duplicates: the folder, which all workers see, or URL of what lies between vectors and
+        duplicates, from which an interrupted call goes on. None: beside the others.
     storage_options, output_storage_options
-        For fsspec, where `input_path` and `output` are URLs; without the second those of `input_path`, too.
+        For fsspec, where `input_path` and `output` (or `work`) are URLs; without the second those of `input_path`, too.
     workers
         Opens the cluster to work on, once there is something to do; else it is the one that is there.
     device
@@ -109,7 +106,7 @@ def curate(
         As of the steps.
     """
     started = time.monotonic()
-    there = storage_options if output_storage_options is None else output_storage_options
+    asked = there = storage_options if output_storage_options is None else output_storage_options
     if isinstance(output, Path):  # to which a URL has one slash
         check_local(output)
     folder = locate(os.fspath(output), there)
@@ -118,7 +115,7 @@ def curate(
     summary = CurationSummary(folder)
     _check_append(recipe, append, overwrite)
     find, given = recipe.deduplication(), os.fspath(input_path)
-    beside = _work_of(find, places, work)
+    between = None if find is None else Work.of(places[DUPLICATES], work, asked, [*places.values()])
     choice = Choice(folder, recipe.choice(), overwrite, append, there)
     choice.check()
     if (groups := recipe.options(overwrite).split_groups) and absolute(groups, there) != places[DUPLICATES]:
@@ -126,7 +123,8 @@ def curate(
     which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col")}
     fetch = recipe.fetches()
     read = [given] if fetch is None else [given, f"{given.rstrip('/')}{SUFFIX}"]
-    check_places(read, [*places.values(), *([] if beside is None else [beside])], storage_options)
+    chosen = [between.folder] if between is not None and between.is_given else []
+    check_places(read, [*places.values(), *chosen], storage_options)
     if fetch is not None:
         summary.steps[FETCHED] = fetch(
             given,
@@ -217,7 +215,7 @@ def curate(
     without = None
     if find is not None and passing.kept > summary.unbalanced:
         summary.steps[DUPLICATES] = find(left).save(
-            places[DUPLICATES], workers=workers, work=beside, output_storage_options=there
+            places[DUPLICATES], workers=workers, work=work, output_storage_options=asked
         )
         summary.duplicates, without = summary.steps[DUPLICATES].removed, places[DUPLICATES]
     else:
@@ -241,25 +239,6 @@ def curate(
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
-
-
-def _work_of(
-    find: SemanticDeduplication | None, places: Mapping[str, str], work: str | os.PathLike[str] | None
-) -> str | None:
-    """The folder of what lies between vectors and duplicates; None: beside these, or none is needed."""
-    if find is None:
-        return None
-    if work is not None:
-        beside = local_folder("work", work)
-        for place in places.values():
-            check_apart(place, beside)
-        return beside
-    if is_remote(places[DUPLICATES]):
-        raise ConfigError(
-            f"{places[DUPLICATES]}: what is compared for these is read here and there, which a store does not do: give"
-            " a folder for it that all workers see as work= (--work); all else goes to the store"
-        )
-    return None
 
 
 def _look_ahead(folder: Path, recipe: Recipe, workers: OpenWorkers, choice: Choice) -> None:

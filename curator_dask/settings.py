@@ -58,7 +58,7 @@ STAGE_BYTES = Variable(
     "CURATOR_DASK_STAGE_BYTES",
     "16 GB",
     "bytes",
-    "copies of remote shards that a process keeps on disk, those in use aside if they alone are more",
+    "copies of remote shards that a process keeps on disk, and of what is compared for duplicates, those in use aside",
 )
 STALL_SECONDS = Variable(
     "CURATOR_DASK_STALL_SECONDS",

@@ -64,6 +64,7 @@ def tasks_of_scheduler(dask_scheduler: Any) -> dict[str, str]:
 def left_on_worker(dask_worker: Any) -> list[str]:
     """In the process of a worker: leases, pipelines, copies of shards, threads at work, results."""
     from curator_dask.cache import ENCODERS, LOADERS
+    from curator_dask.dedup.copies import COPIES
     from curator_dask.stages.live import CHAINS
     from curator_dask.webdataset.staging import STAGE
 
@@ -73,6 +74,9 @@ def left_on_worker(dask_worker: Any) -> list[str]:
         found += [f"{users} leases of a {name}"] if users else []
     found += [f"pipeline of run {spec.run}" for spec in list(CHAINS._entries)]
     found += [f"{len(STAGE)} copies of shards"] if len(STAGE) else []
+    found += [f"{len(COPIES)} copies of phases"] if len(COPIES) else []
+    if COPIES._folder is not None and COPIES._folder.exists():
+        found += [f"copy {path}" for path in COPIES._folder.iterdir()]
     if STAGE._folder is not None and STAGE._folder.exists():
         found += [f"copy {path}" for path in STAGE._folder.iterdir()]
     threads = [thread.name for thread in threading.enumerate() if thread.name.startswith("curator")]

@@ -205,8 +205,12 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, server, 
     shard(data, 0)
     recipe, where = Recipe(**RECIPE), {"output_storage_options": options(server)}
     for work, kind, message in (
-        (None, ConfigError, r"s3://bucket/refused/duplicates: .*as work= \(--work\)"),
-        (f"s3://{BUCKET}/w", ConfigError, "work='s3://bucket/w': expected a folder of this machine"),
+        (
+            Path(f"s3://{BUCKET}/w"),
+            ConfigError,
+            "s3://bucket/w: expected a path of this machine, found a URL",
+        ),
+        (f"{place}/duplicates/w", OutputError, "finds the rows of both"),
         (data, OutputError, "is read from"),
         (data / "work", OutputError, "finds the rows of both"),
     ):
@@ -226,7 +230,7 @@ def test_what_is_fetched_goes_to_a_store_first(tmp_path, server, store):
     images, out = f"s3://{BUCKET}/images", f"s3://{BUCKET}/fetched"
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(OF_URLS.format(table=tmp_path / "urls"))
-    given = {"work": tmp_path / "work", "storage_options": options(server)}
+    given = {"storage_options": options(server)}
     with ImageServer() as web:
         write_urls(tmp_path / "urls", "0.parquet", web, range(10))
         summary = curate(images, out, Recipe.read(recipe), **given)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import builtins
+import sys
+from pathlib import Path
+
 import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from colours import write_dataset
-from s3 import BUCKET, options, s3_server
+from s3 import BUCKET, Fault, options, s3_server
 from test_dedup import mixture, write
 
 from curator_dask.datasets import ImageTextPairDataset
@@ -98,20 +102,33 @@ def test_what_cannot_be_in_a_store_or_beside_another_run_is_refused(tmp_path, se
     rows = write(tmp_path / "rows", mixture(np.random.default_rng(5), 60))
     result = SemanticDeduplication(0.1)(rows)
     where, place = {"output_storage_options": options(server)}, f"s3://{BUCKET}/refused"
-    with pytest.raises(ConfigError, match=r"s3://bucket/refused: .*as work= \(--work\)"):
-        result.save(place, **where)
-    with pytest.raises(ConfigError, match="work='s3://bucket/w': expected a folder of this machine"):
-        result.save(place, work=f"s3://{BUCKET}/w", **where)
+    with pytest.raises(ConfigError, match=r"s3://bucket: is all of a bucket, .*as work= \(--work\)"):
+        result.save(f"s3://{BUCKET}", **where)
+    with pytest.raises(ConfigError, match="s3://bucket/w: expected a path of this machine, found a URL"):
+        result.save(place, work=Path(f"s3://{BUCKET}/w"), **where)
     with pytest.raises(OutputError, match="is read from"):
         result.save(place, work=rows, **where)
-    for folder, given in ((place, options(server)), (str(tmp_path / "work"), None)):
-        (tmp_path / "work").mkdir(exist_ok=True)
+    with pytest.raises(OutputError, match="s3://bucket/refused/work: who reads the outer"):
+        result.save(place, work=f"{place}/work", **where)
+    (tmp_path / "work").mkdir()
+    stored = f"s3://{BUCKET}/refused work"
+    for folder, given, work in (
+        (place, options(server), tmp_path / "work"),
+        (str(tmp_path / "work"), None, tmp_path / "work"),
+        (stored, options(server), stored),
+    ):
         with (
             RunLock(folder, given),
             pytest.raises(OutputError, match=f"{folder}: another run is writing there"),
         ):
-            result.save(place, work=tmp_path / "work", **where)
-    assert store.find(f"{BUCKET}/refused") == []
+            result.save(place, work=work, **where)
+    assert store.find(f"{BUCKET}/refused") == store.find(f"{BUCKET}/refused work") == []
+    server.faults = [Fault("403", method, "/sample-") for method in ("PUT", "POST")]
+    with pytest.raises(
+        OutputError, match=r"refused\.work/sample-.*: could not be written: .*what was finished is kept"
+    ):
+        result.save(place, **where)
+    server.faults = []
     assert result.save(f"s3://{BUCKET}", work=tmp_path / "work", **where).removed  # a bucket's root
     assert store.exists(f"{BUCKET}/duplicates.parquet")
 
@@ -123,8 +140,6 @@ def test_what_is_retrieved_goes_to_a_store(tmp_path, server, store, in_this_proc
     local = retrieve(pool, queries, tmp_path / "near", **given)
     pairs, work, place = pq.read_table(tmp_path / "pairs.parquet"), tmp_path / "work", f"s3://{BUCKET}/found"
     given |= {"output_storage_options": options(server), "overwrite": True}
-    with pytest.raises(ConfigError, match=r"s3://bucket/found: .*as work= \(--work\)"):
-        retrieve(pool, queries, place, **given)
     with pytest.raises(OutputError, match="is read from"):
         retrieve(pool, queries, place, work=pool, **given)
     write_files = retrieving._write
@@ -153,3 +168,48 @@ def test_what_is_retrieved_goes_to_a_store(tmp_path, server, store, in_this_proc
     assert (again.output.skipped, again.kept) == (3, local.kept)
     with pytest.raises(OutputError, match=r"found/.*: is there, and was made of another pool"):
         retrieve(pool, queries, place, work=work, **{**given, "overwrite": False, "top": 2})
+
+
+def watch_paths(folder):
+    """In a worker: note what below a folder is opened, listed or made from now on, and what is fetched of phases."""
+    from curator_dask.dedup.copies import COPIES
+
+    seen = builtins.seen_paths = [COPIES.fetched]
+
+    def look(event, arguments):
+        noted = getattr(builtins, "seen_paths", None)
+        if noted is seen and event in WATCHED and str(arguments[0]).startswith(folder):
+            seen.append((event, arguments[0]))
+
+    sys.addaudithook(look)
+
+
+def watched_paths():
+    """What was noted; and bytes that were fetched meanwhile."""
+    from curator_dask.dedup.copies import COPIES
+
+    before, *seen = builtins.__dict__.pop("seen_paths")
+    return seen, COPIES.fetched - before
+
+
+WATCHED = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.rename", "os.remove", "os.rmdir")
+
+
+def test_workers_that_share_nothing_but_a_store(tmp_path, server, store, client):
+    """None of them opens a folder of the client's, and each fetches what it compares once."""
+    chance = np.random.default_rng(7)
+    hashes = chance.integers(0, 2**63, 300)[chance.integers(0, 300, 600)].tolist()
+    rows = write(tmp_path / "rows", mixture(chance, 600), files=3, phash=hashes)
+    store.put(str(rows), f"{BUCKET}/apart", recursive=True)
+    how = {"n_clusters": 5, "exact": {"phash": 3}}
+    local = SemanticDeduplication(0.1, **how)(rows).save(tmp_path / "near")
+    client.run(watch_paths, str(tmp_path))
+    result = SemanticDeduplication(0.1, **how, storage_options=options(server))(f"s3://{BUCKET}/apart")
+    summary = result.save(tmp_path / "far", work=f"s3://{BUCKET}/apart work/")
+    found = client.run(watched_paths).values()
+    size = sum(each["size"] for each in store.find(f"{BUCKET}/apart work", detail=True).values())
+    assert [paths for paths, _ in found] == [[], []]
+    assert all(0 < fetched <= size for _, fetched in found)
+    assert summary.removed == local.removed > 100 and min(summary.by.values()) > 10
+    same = [pq.read_table(tmp_path / name / "duplicates.parquet") for name in ("near", "far")]
+    assert same[0].equals(same[1])

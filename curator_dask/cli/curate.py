@@ -56,8 +56,8 @@ def curate(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder for what lies between vectors and duplicates, seen by all workers; needed for these where"
-            " OUTPUT is a URL.  [default: OUTPUT/duplicates.work]",
+            help="Folder that all workers see, or URL, for what lies between vectors and duplicates.  [default:"
+            " OUTPUT/duplicates.work]",
             show_default=False,
         ),
     ] = None,

@@ -56,8 +56,7 @@ def retrieve(
         str | None,
         typer.Option(
             metavar="FOLDER",
-            help="Folder for what lies between, seen by all workers; needed where OUTPUT is a URL.  [default:"
-            " OUTPUT.work]",
+            help="Folder that all workers see, or URL, for what lies between.  [default: OUTPUT.work]",
             show_default=False,
         ),
     ] = None,

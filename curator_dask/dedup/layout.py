@@ -11,6 +11,7 @@ import numpy as np
 from curator_dask.dedup.phases import Phase
 from curator_dask.dedup.rows import Rows
 from curator_dask.errors import OutputError
+from curator_dask.threads import in_threads
 
 _BLOCK = 4096
 
@@ -41,8 +42,9 @@ class Layout:
     def of(cls, scan: Phase, distinct: Phase, names: Sequence[str], rows: Rows) -> Layout:
         """That of files that were scanned; what it needs is written, unless it is there."""
         if not distinct.has("firsts.npy"):
-            for name, slots in zip(names, rows.slots, strict=True):
-                distinct.save(f"{name}.npy", slots)
+            in_threads(
+                lambda each: distinct.save(f"{each[0]}.npy", each[1]), [*zip(names, rows.slots, strict=True)]
+            )
             distinct.save("firsts.npy", rows.firsts)
         return cls(scan, distinct, tuple(names), rows.dim)
 
@@ -62,7 +64,7 @@ class Layout:
         first = self.first(name)
         for start in range(0, len(slots), size):
             some = slots[start : start + size]
-            yield first + start, take(self._vectors(name, some), some)
+            yield first + start, self._taken(name, some)
 
     def gather(self, numbers: np.ndarray) -> np.ndarray:
         """float32 (n, dim): vectors by their numbers."""
@@ -76,22 +78,22 @@ class Layout:
             at = order[start:end]
             name = self.names[int(files[at[0]])]
             slots = self.distinct.load(f"{name}.npy")[numbers[at] - firsts[files[at[0]]]]
-            found[at] = take(self._vectors(name, slots), slots)
+            found[at] = self._taken(name, slots)
             start = end
         return found
 
-    def _vectors(self, name: str, slots: np.ndarray) -> np.ndarray:
-        """Of a file, mapped into memory.
+    def _taken(self, name: str, slots: np.ndarray) -> np.ndarray:
+        """Some of a file.
 
         Raises
         ------
         OutputError
             It has less of them than are asked for.
         """
-        vectors, needed = self.scan.vectors(f"{name}.vectors", self.dim), int(slots.max(initial=-1)) + 1
-        if len(vectors) < needed:
-            raise self.cut_short(self.scan.path(f"{name}.vectors"), needed)
-        return vectors
+        file, needed = f"{name}.vectors", int(slots.max(initial=-1)) + 1
+        if self.scan.count(file, self.dim) < needed:
+            raise self.cut_short(self.scan.path(file), needed)
+        return self.scan.some_vectors(file, self.dim, slots)
 
     def cut_short(self, path: str, needed: int) -> OutputError:
         """What is to be said where a file has less vectors than it was written with."""
@@ -99,12 +101,3 @@ class Layout:
             f"{path}: has less than {needed} vectors, which were written: it was cut short."
             f" Remove {os.path.dirname(self.scan.folder)}, which is made anew, and run again"  # noqa: PTH120
         )
-
-
-def take(vectors: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Some rows of vectors that are mapped into memory, in memory."""
-    first, count = int(places[0]) if len(places) else 0, len(places)
-    # Most often they are side by side, which is quicker to copy.
-    if count and int(places[-1]) - first == count - 1 and (np.diff(places) == 1).all():
-        return np.array(vectors[first : first + count])
-    return np.asarray(vectors[places])

@@ -1,8 +1,8 @@
 """Phases of a deduplication: each makes files for the next, so what was finished is not done again.
 
 The files are in a folder beside the output, `OUTPUT.work`, and those of a phase in one of its own, whose name ends with
-the fingerprint of all that decides what is in them. A file is renamed into place when it is whole: where it is, it is
-finished.
+the fingerprint of all that decides what is in them. A file is renamed into place, or put into a store, when it is
+whole: where it is, it is finished.
 """
 
 from __future__ import annotations
@@ -11,30 +11,37 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curator_dask.cluster.workers import current_client
+from curator_dask.dedup.arrays import load, mapped, take
+from curator_dask.dedup.copies import COPIES
 from curator_dask.errors import OutputError, ShardError
 from curator_dask.frames.committing import temporary_name
 from curator_dask.runs.reports import report_frame
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.runs.targets import Target
+from curator_dask.storage import Options, exists, is_remote, join, upload, walk
+from curator_dask.threads import in_threads
 
 if TYPE_CHECKING:
     from distributed import Client
 
-#: NumPy has Python parse the head of a file, which in several threads at a time CPython 3.11.7 once ended with
-#: "AST constructor recursion depth mismatch".
-_HEADS = threading.Lock()
+T = TypeVar("T")
+
 #: Ends the name of the folder of what is between input and output.
 WORK_SUFFIX = ".work"
+#: Of a thread: by folder, names of the files that were there when it was listed.
+_LISTED = threading.local()
 
 
 @dataclass(frozen=True)
@@ -44,18 +51,72 @@ class Phase:
     Attributes
     ----------
     folder
-        Local, and the same on every worker.
+        The same on every worker, or a URL: what is read of it is copied to each worker's disk.
+    options
+        For fsspec, where it is a URL.
     """
 
     folder: str
+    options: Options = None
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether it is in a store."""
+        return is_remote(self.folder)
 
     def path(self, name: str) -> str:
-        """Of a file."""
-        return os.path.join(self.folder, name)  # noqa: PTH118
+        """Path or URL of a file."""
+        return join(self.folder, name)
 
     def has(self, name: str) -> bool:
         """Whether the file is there, and so whole."""
-        return os.path.exists(self.path(name))  # noqa: PTH110
+        path = self.path(name)
+        if not self.is_stored:
+            return os.path.exists(path)  # noqa: PTH110
+        listed = _listed().get(self.folder)
+        if listed is not None:
+            return name in listed
+        return path in COPIES or self._asked(lambda: exists(path, self.options))
+
+    @contextmanager
+    def listed(self) -> Iterator[None]:
+        """In this block a store is asked once for the names of all files that are there, and not for each."""
+        if not self.is_stored:
+            yield
+            return
+        _listed()[self.folder] = self._asked(lambda: {*walk(self.folder, self.options)})
+        try:
+            yield
+        finally:
+            del _listed()[self.folder]
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What a store answers; that it does not is an error that says what to do."""
+        try:
+            return ask()
+        except Exception as error:  # a store's own, of many types
+            raise OutputError(
+                f"{self.folder}: the store does not answer as it should: {error!r}. Check that all workers reach it"
+                " with these storage_options, and run again: what was finished is kept"
+            ) from error
+
+    def fetch(self, names: Sequence[str]) -> None:
+        """Fetch files of a store side by side, of which each is about to be read."""
+        if self.is_stored:
+            in_threads(lambda name: self.open(name).close(), names)
+
+    def open(self, name: str, starts: np.ndarray | None = None, size: int = 1) -> BinaryIO:
+        """A file, without a buffer; of one in a store a copy.
+
+        Parameters
+        ----------
+        name
+            Of the file.
+        starts, size
+            int64 (n,): where what is wanted of it begins, so many bytes each: the copy may lack all else. None: all.
+        """
+        path = self.path(name)
+        return COPIES.open(path, self.options, starts, size) if self.is_stored else open(path, "rb", 0)  # noqa: PTH123
 
     def save(self, name: str, array: np.ndarray) -> None:
         """Put an array there."""
@@ -64,21 +125,55 @@ class Phase:
 
     def load(self, name: str) -> np.ndarray:
         """An array, mapped into memory."""
-        with _HEADS:
-            array: np.ndarray = np.load(self.path(name), mmap_mode="r")
-        return array
+        if self.is_stored:
+            with self.open(name) as file:
+                return mapped(file)
+        return load(self.path(name))
+
+    def load_some(self, name: str, places: np.ndarray) -> np.ndarray:
+        """Some rows of an array by their places, in memory; no more of a store's file is fetched."""
+        if not self.is_stored:
+            return take(self.load(name), places)
+        with self.open(name, np.zeros(1, np.int64)) as file:  # its head
+            whole = mapped(file)
+        row = whole.itemsize * int(np.prod(whole.shape[1:]))
+        with self.open(name, whole.offset + row * places, row) as file:
+            return take(mapped(file), places)
+
+    def count(self, name: str, dim: int) -> int:
+        """How many vectors a file has that holds nothing else."""
+        path = self.path(name)
+        size = COPIES.size(path, self.options) if self.is_stored else os.path.getsize(path)  # noqa: PTH202
+        return size // (4 * dim) if dim else 0
 
     def vectors(self, name: str, dim: int) -> np.ndarray:
         """Float32 (rows, dim), mapped into memory, of a file that holds nothing else."""
-        path = self.path(name)
-        rows = os.path.getsize(path) // (4 * dim) if dim else 0  # noqa: PTH202
+        return self._vectors(name, dim, None)
+
+    def some_vectors(self, name: str, dim: int, places: np.ndarray) -> np.ndarray:
+        """The same of some places, in memory; no more of a store's file is fetched."""
+        return take(self._vectors(name, dim, places), places)
+
+    def _vectors(self, name: str, dim: int, places: np.ndarray | None) -> np.ndarray:
+        rows = self.count(name, dim)
         if not rows:
             return np.zeros((0, dim), np.float32)
-        return np.memmap(path, np.float32, "r", shape=(rows, dim))
+        starts = None if places is None else 4 * dim * places[places < rows]
+        with self.open(name, starts, 4 * dim) as file:
+            return np.memmap(file, np.float32, "r", shape=(rows, dim))
+
+    def table(self, name: str) -> pa.Table:
+        """A table of Parquet."""
+        with self.open(name) as file:
+            return pq.read_table(file if self.is_stored else self.path(name), partitioning=None)
 
     @contextmanager
     def writing(self, name: str) -> Any:
         """A file that has its name once all of it is written."""
+        if self.is_stored:
+            with self._putting(name) as file:
+                yield file
+            return
         target = Path(self.path(name))
         temporary = target.with_name(temporary_name(f"{name}.parquet"))  # what `remove_leftovers` knows
         try:
@@ -90,6 +185,28 @@ class Phase:
         finally:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _putting(self, name: str) -> Iterator[Any]:
+        """The same in a store; what was written stays here as a copy."""
+        url = self.path(name)
+        with self.told(url):
+            handle, path = tempfile.mkstemp(dir=COPIES.place())
+        try:
+            with self.told(path), open(handle, "w+b") as file:  # noqa: PTH123
+                yield file
+            try:
+                upload(url, path, self.options)
+            except Exception as error:  # a store's own, of many types
+                raise OutputError(
+                    f"{url}: could not be written: {error!r}. See whether storage_options are right and the store takes"
+                    " files, and run again: what was finished is kept"
+                ) from error
+        except BaseException:
+            with suppress(OSError):
+                Path(path).unlink(missing_ok=True)
+            raise
+        COPIES.take(url, Path(path))
 
     def save_parts(self, name: str, kind: np.dtype[Any], parts: Iterable[np.ndarray]) -> None:
         """Put an array there whose rows come some at a time."""
@@ -106,8 +223,9 @@ class Phase:
     def scratch(self) -> Any:
         """A file without a name, for what is too much for the memory: it goes with who has opened it."""
         with self.told(self.folder):
-            Path(self.folder).mkdir(parents=True, exist_ok=True)
-            return tempfile.TemporaryFile(dir=self.folder)
+            place = COPIES.place() if self.is_stored else Path(self.folder)
+            place.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=place)
 
     @contextmanager
     def told(self, target: str | Path) -> Iterator[None]:
@@ -119,6 +237,11 @@ class Phase:
                 f"{target}: could not be written: {error.strerror or error}. Make room (the files between input and"
                 " output take twice the size of the vectors), and run again: what was finished is kept"
             ) from error
+
+
+def _listed() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = _LISTED.__dict__.setdefault("folders", {})
+    return found
 
 
 class PhaseTask(Protocol):
@@ -146,6 +269,8 @@ class Job:
         Whether one of them is there.
     words
         What messages call each of them: the file that is read for it. A name is in none: most are fingerprints.
+    phase
+        Where they are; a store is asked once for all. None: each is looked at.
     """
 
     label: str
@@ -153,11 +278,13 @@ class Job:
     names: Sequence[str]
     finished: Callable[[str], bool]
     words: Callable[[str], str]
+    phase: Phase | None = None
 
     @property
     def todo(self) -> list[str]:
         """Names of what is not there."""
-        return [name for name in self.names if not self.finished(name)]
+        with nullcontext() if self.phase is None else self.phase.listed():
+            return [name for name in self.names if not self.finished(name)]
 
 
 @dataclass(frozen=True)

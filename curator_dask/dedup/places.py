@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from distributed.system import MEMORY_LIMIT
 
-from curator_dask.dedup.layout import Layout, take
+from curator_dask.dedup.layout import Layout
 from curator_dask.dedup.memory import COLUMNS, NO_LIMIT, Memory
 from curator_dask.dedup.phases import Phase
 from curator_dask.threads import in_threads
@@ -74,7 +74,8 @@ class Reader:
         self._places = places
         #: The phase of the order of clusters.
         self.order = places.order
-        self._files: dict[str, tuple[Any, np.ndarray]] = {}
+        self._files: dict[str, Any] = {}
+        self._slots: dict[str, np.ndarray] = {}
 
     @cached_property
     def _order(self) -> np.ndarray:
@@ -103,12 +104,13 @@ class Reader:
         def read(start: int, end: int) -> None:
             at = order[start:end]
             number = int(files[at[0]])
-            with self._file(layout.names[number]) as (file, slots):
-                handle, wanted = file.fileno(), slots[numbers[at] - self._firsts[number]]
-                for row, slot in zip((at * size).tolist(), (wanted * size).tolist(), strict=True):
+            name = layout.names[number]
+            wanted = size * self._slots_of(name)[numbers[at] - self._firsts[number]]
+            with self._file(name, wanted, size) as file:
+                handle = file.fileno()
+                for row, slot in zip((at * size).tolist(), wanted.tolist(), strict=True):
                     if os.preadv(handle, [rows[row : row + size]], slot) < size:
-                        path = layout.scan.path(f"{layout.names[number]}.vectors")
-                        raise layout.cut_short(path, slot // size + 1)
+                        raise layout.cut_short(layout.scan.path(f"{name}.vectors"), slot // size + 1)
 
         in_threads(lambda each: read(*each), [*pairwise([*starts, len(order)])])
         return found
@@ -125,7 +127,7 @@ class Reader:
             if few and not self._places.fits:
                 self._read_few(name, wanted, found[start:end])
             else:
-                found[start:end] = take(self._places.order.vectors(name, self._places.layout.dim), wanted)
+                found[start:end] = self._places.order.some_vectors(name, self._places.layout.dim, wanted)
 
         in_threads(lambda each: read(*each), [*pairwise(bounds)])
         return found
@@ -134,27 +136,34 @@ class Reader:
         """Some of a file in order, as `read_scanned`."""
         size, order = 4 * self._places.layout.dim, self._places.order
         rows = found.reshape(-1).view(np.uint8).data
-        with open(order.path(name), "rb", buffering=0) as file:  # noqa: PTH123
+        with order.open(name, wanted * size, size) as file:
             handle = file.fileno()
             for at, place in enumerate((wanted * size).tolist()):
                 if os.preadv(handle, [rows[at * size : (at + 1) * size]], place) < size:
                     raise self._places.layout.cut_short(order.path(name), place // size + 1)
 
-    @contextmanager
-    def _file(self, name: str) -> Iterator[tuple[Any, np.ndarray]]:
-        """A file that was scanned, and the place of each distinct vector in it; some stay open for the next time."""
-        found = self._files.get(name)
+    def _slots_of(self, name: str) -> np.ndarray:
+        """The place of each distinct vector in a file that was scanned."""
+        found = self._slots.get(name)
         if found is None:
-            layout = self._places.layout
-            file = open(layout.scan.path(f"{name}.vectors"), "rb", buffering=0)  # noqa: PTH123, SIM115
-            found = file, layout.distinct.load(f"{name}.npy")
-            if len(self._files) < _OPEN:
+            found = self._places.layout.distinct.load(f"{name}.npy")
+            if len(self._slots) < _OPEN:
+                self._slots[name] = found
+        return found
+
+    @contextmanager
+    def _file(self, name: str, wanted: np.ndarray, size: int) -> Iterator[Any]:
+        """A file that was scanned; some stay open for the next time, but of a store's, of which not all is here."""
+        found, scan = self._files.get(name), self._places.layout.scan
+        if found is None:
+            found = scan.open(f"{name}.vectors", wanted, size)
+            if len(self._files) < _OPEN and not scan.is_stored:
                 self._files[name] = found
         try:
             yield found
         finally:
             if name not in self._files:
-                found[0].close()
+                found.close()
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,15 @@ import pyarrow.compute as pc
 
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.datasets.gallery import Gallery
-from curator_dask.dedup.arguments import local_folder
 from curator_dask.dedup.hashes import SHA256
 from curator_dask.dedup.memory import share_out
-from curator_dask.dedup.phases import WORK_SUFFIX
-from curator_dask.dedup.running import COMPONENTS, STARS, Deduplication, Settings
-from curator_dask.dedup.scanning import Source, find_sources
+from curator_dask.dedup.running import Deduplication
+from curator_dask.dedup.scanning import FAULTS, NO_COLUMN, Source, find_sources
+from curator_dask.dedup.settings import COMPONENTS, STARS, Settings
 from curator_dask.dedup.showing import show_groups
 from curator_dask.dedup.summary import DedupSummary
-from curator_dask.errors import ConfigError, OutputError
+from curator_dask.dedup.work import Work
+from curator_dask.errors import OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_whole, write_table
@@ -117,10 +117,10 @@ class Duplicates:
         workers
             Opens the cluster to work on, once there is something to do; else it is the one that is there.
         work
-            The folder of what lies between, which all workers see. None: beside `path`; where that is a URL it must be
-            given, since what is compared is read here and there, as a store cannot.
+            The folder of what lies between, which all workers see, or a URL: then each worker copies what it reads to
+            its own disk (`CURATOR_DASK_STAGE_BYTES` at most). None: beside `path`.
         output_storage_options
-            For fsspec, where `path` is a URL. None: those of the vectors.
+            For fsspec, where `path` or `work` is a URL. None: those of the vectors.
 
         Returns
         -------
@@ -136,28 +136,14 @@ class Duplicates:
         """
         options = self._options if output_storage_options is None else output_storage_options
         folder = locate(os.fspath(path), options)
-        options = options if is_remote(folder) else None
-        if is_remote(folder) and work is None:
-            raise ConfigError(
-                f"{folder}: what is compared is read here and there, which a store does not do: give a folder for it"
-                " that all workers see as work= (--work); the result then goes to the store"
-            )
         sources = self._sources()
-        for source in {posixpath.dirname(each.path) for each in sources}:
+        read = {posixpath.dirname(each.path) for each in sources}
+        for source in read:
             check_apart(source, folder)
+        between = Work.of(folder, work, options, [folder, *read])
+        options = options if is_remote(folder) else None
         file = join(folder, FILE)
-        beside = f"{folder}{WORK_SUFFIX}" if work is None else local_folder("work", work)
-        if work is not None:
-            for other in (folder, *{posixpath.dirname(each.path) for each in sources}):
-                check_apart(other, beside)
-        own = nullcontext() if work is None else opened(beside, None)  # calls with other outputs may share it
-        work = beside
-        if os.path.lexists(work) and not os.path.isdir(work):  # noqa: PTH112
-            raise OutputError(
-                f"{work}: a folder is expected there, or nothing, for what lies between the vectors and {folder}; what"
-                " is there is no folder. Move it away, or write to another path"
-            )
-        with opened(folder, options, work), own, when_needed(workers) as client:
+        with opened(folder, options, between.folder), when_needed(workers) as client, between.opened():
             before = read_whole(file, options)
             if before.columns and (before.record is None or _MADE_BY not in before.record.derived):
                 raise OutputError(
@@ -167,7 +153,7 @@ class Duplicates:
             limit = self._settings.memory_limit  # of which workers are asked
             memory = share_out(limit, None if limit is None else client())
             for stay, state in self._staying(sources):
-                run = Deduplication(self._settings, sources, folder, work, client, memory, stay)
+                run = Deduplication(self._settings, sources, folder, between, client, memory, stay)
                 run.run()
                 table = _table(run)
                 record = self._record(run, table, sources)
@@ -322,9 +308,11 @@ def _table(run: Deduplication) -> pa.Table:
         by = named.take(pa.array(run.found_by[of[listed]]))
         table = table.append_column("found_by", pc.if_else(goes, pa.scalar(None, pa.string()), by))
         run.summary.plain = rows.plain
+        nowhere = rows.counts.get(FAULTS[NO_COLUMN], 0) == sum(rows.counts.values())
         run.summary.by = {
             name: int((run.found_by[of[removed]] == number).sum())
             for number, name in enumerate([run.settings.column, *exact])
+            if number or not nowhere  # of vectors nothing is said where there is no such column
         }
     if run.settings.groups == COMPONENTS:
         linked = (

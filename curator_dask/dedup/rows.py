@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curator_dask.dedup.hashes import LEAST_QUALITY, PLAIN, words
 from curator_dask.dedup.phases import Phase
@@ -102,9 +101,10 @@ def gather_rows(
     counts = np.zeros(len(FAULTS), np.int64)
     total = 0
     plain: int | None = None
+    scan.fetch([f"{source.name}.parquet" for source in sources])
     for source in sources:
-        file = scan.path(f"{source.name}.parquet")
-        table = pq.read_table(file, partitioning=None).replace_schema_metadata(None)
+        table = scan.table(f"{source.name}.parquet")
+        dim, table = dim_of(table), table.replace_schema_metadata(None)
         fault = table.column("fault").to_numpy()
         if not source.fixed:
             counts += np.bincount(fault, minlength=len(FAULTS))
@@ -115,7 +115,7 @@ def gather_rows(
             with_column.setdefault(bool(fault[0] != NO_COLUMN), source.path)
         good = fault == 0
         if good.any():
-            dims.setdefault(dim_of(file), source.path)
+            dims.setdefault(dim, source.path)
         place = np.where(good, np.cumsum(good) - 1, NOWHERE)
         for name in _hash_names(table):
             good = good | np.asarray(table.column(name).is_valid())

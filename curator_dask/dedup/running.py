@@ -7,8 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +16,6 @@ from curator_dask.dedup.components import components, heads_of, spread
 from curator_dask.dedup.found import Found
 from curator_dask.dedup.grouping import Groups, stars
 from curator_dask.dedup.hamming import BY_HASH, HammingPairs, first_near
-from curator_dask.dedup.hashes import Hashes
-from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.kmeans import SAMPLE as PER_CLUSTER
 from curator_dask.dedup.kmeans import Cluster
 from curator_dask.dedup.layout import Layout
@@ -31,11 +27,12 @@ from curator_dask.dedup.products import exact_dots
 from curator_dask.dedup.rows import Rows, gather_rows
 from curator_dask.dedup.sampling import EPS, CompareSample, choose_gap, share, share_going
 from curator_dask.dedup.scanning import Scan, Source, look_over
+from curator_dask.dedup.settings import COMPONENTS, Settings
 from curator_dask.dedup.sketches import WIDTHS, save_in_order
 from curator_dask.dedup.summary import DedupSummary
 from curator_dask.dedup.visits import Visits
+from curator_dask.dedup.work import Work
 from curator_dask.fingerprint import fingerprint
-from curator_dask.storage import join
 from curator_dask.words import counted
 
 if TYPE_CHECKING:
@@ -45,27 +42,10 @@ logger = logging.getLogger("curator_dask")
 
 #: Of what is in the files of phases: another number makes all of them anew.
 VERSION = 3
-#: How groups are made: around rows that stay, or of all that hang together.
-STARS, COMPONENTS = "stars", "components"
 #: Distinct vectors up to which all are compared with all.
 SMALL = 8192
 _LEAST, _FIRST = 1e-3, 2048  # of k-means, see `Cluster`: to know where to look is enough
 _PARTS = "part {} of the rows in the order of clusters".format
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is asked for; see `SemanticDeduplication`."""
-
-    eps: float
-    keep: Keep
-    recall: float
-    clusters: int | None
-    column: str
-    normalize: bool
-    exact: Hashes
-    groups: str = STARS
-    memory_limit: int | float | None = None
 
 
 class Deduplication:
@@ -78,9 +58,9 @@ class Deduplication:
     sources
         Files of vectors.
     output
-        Where the result goes, a local folder; the files of phases go to one beside it.
+        Where the result goes.
     work
-        That one.
+        Where the files of phases go.
     workers
         Gives the client of the cluster to work on.
     memory
@@ -94,7 +74,7 @@ class Deduplication:
         settings: Settings,
         sources: Sequence[Source],
         output: str,
-        work: str,
+        work: Work,
         workers: Callable[[], Client | None],
         memory: tuple[Memory, Memory] = (NO_LIMIT, NO_LIMIT),
         stay: Mapping[str, np.ndarray] | None = None,
@@ -112,7 +92,7 @@ class Deduplication:
     def run(self) -> None:
         """All phases."""
         settings = self.settings
-        scan = self._phase(
+        scan = self.work.phase(
             "scan",
             version=VERSION,
             column=settings.column,
@@ -130,14 +110,15 @@ class Deduplication:
             settings.exact,
             self.memory,
         )
-        look_over(self.sources, task.finished)
+        with scan.listed():
+            look_over(self.sources, task.finished)
         self._do(self._job("scan", task, names, task.finished))
         self.rows = rows = gather_rows(scan, self.sources, self.output, self._stay)
         self.summary.rows, self.summary.stay = rows.total, int((rows.fixed & ~rows.apart).sum())
         self.summary.set_aside = {name: count for name, count in rows.counts.items() if name != "good"}
         self.summary.unknown = settings.keep.unknown(rows.table.filter(~rows.fixed))
         fixed = [source.fixed for source in self.sources]
-        distinct = self._phase("distinct", scan=scan.folder, names=names, fixed=fixed)
+        distinct = self.work.phase("distinct", scan=scan.folder, names=names, fixed=fixed)
         layout = Layout.of(scan, distinct, names, rows)
         if len(rows.carriers):
             sampled, labels, centres = self._clusters(layout)
@@ -151,17 +132,14 @@ class Deduplication:
         self._measure(sampled, labels)
         self._explain(layout)
 
-    def _phase(self, phase: str, **parts: Any) -> Phase:
-        return Phase(join(self.work, f"{phase}-{fingerprint(parts)[:16]}"))
-
     def _job(self, label: str, task: Any, names: Sequence[str], finished: Callable[[str], bool]) -> Job:
         """Of a phase whose files are named after those of vectors."""
         paths = {source.name: source.path for source in self.sources}
-        return Job(label, task, names, finished, paths.__getitem__)
+        return Job(label, task, names, finished, paths.__getitem__, task.phase)
 
     def _do(self, *jobs: Job) -> None:
         started = time.monotonic()
-        made = run_phases(jobs, self.output, self._workers, self.work)
+        made = run_phases(jobs, self.output, self._workers, self.work.folder)
         seconds = time.monotonic() - started
         if any(made.values()):
             files = ", ".join(
@@ -179,12 +157,12 @@ class Deduplication:
             wanted = 1 if count <= SMALL or settings.recall == 1 else round(0.75 * math.sqrt(count))
         wanted = min(wanted, count)
         self.memory.check(settings.memory_limit, layout.dim, wanted)
-        phase = self._phase("clusters", distinct=layout.distinct.folder, clusters=wanted, sketches=WIDTHS)
+        phase = self.work.phase("clusters", distinct=layout.distinct.folder, clusters=wanted, sketches=WIDTHS)
         if not phase.has("numbers.npy"):
             size = min(count, max(SMALL, PER_CLUSTER * wanted))
             phase.save("numbers.npy", np.sort(np.random.default_rng(0).choice(count, size, replace=False)))
         self._compared(phase)
-        sampled = self._phase("sample", distinct=layout.distinct.folder, eps=self._eps, counts=EPS)
+        sampled = self.work.phase("sample", distinct=layout.distinct.folder, eps=self._eps, counts=EPS)
         if not sampled.has("numbers.npy"):
             numbers = np.sort(np.random.default_rng(1).choice(count, min(count, SAMPLE), replace=False))
             layout.save_some(sampled, "sample.vectors", numbers)
@@ -194,7 +172,7 @@ class Deduplication:
         )
         compare = CompareSample(layout, sampled, self._eps)
         self._do(  # k-means has one core busy, the sample the others
-            Job("k-means", cluster, ["centroids.npy"], phase.has, f"{wanted} clusters".format),
+            Job("k-means", cluster, ["centroids.npy"], phase.has, f"{wanted} clusters".format, phase),
             self._job("sample", compare, layout.names, lambda name: sampled.has(f"{name}.npy")),
         )
         said = phase.load("said.npy").tolist()
@@ -207,17 +185,18 @@ class Deduplication:
         settings = self.settings
         known = {"clusters": clusters.folder, "keep": settings.keep.identity, "recall": settings.recall}
         self.identity = fingerprint({**known, **self.rows.stays})
-        done = []
-        for path in Path(self.work).glob("pairs-*/done.json"):
-            said = json.loads(path.read_text())
-            if said["identity"] == self.identity and said["eps"] >= settings.eps:
-                done.append(float(said["eps"]))
+        done = [
+            float(said["eps"])
+            for said in self.work.told("pairs", "done.json")
+            if said["identity"] == self.identity and said["eps"] >= settings.eps
+        ]
         self._eps = min(done, default=settings.eps)
 
     def _assign(
         self, layout: Layout, clusters: Phase, sampled: Phase
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         self._numbers = sampled.load("numbers.npy")
+        sampled.fetch([f"{name}{suffix}.npy" for name in layout.names for suffix in ("", "-counts")])
         pairs = np.concatenate([sampled.load(f"{name}.npy") for name in layout.names])
         pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
         self._near = np.sum([sampled.load(f"{name}-counts.npy") for name in layout.names], axis=0)
@@ -227,10 +206,15 @@ class Deduplication:
             sample = np.array(sampled.vectors("sample.vectors", layout.dim))
             gap = choose_gap(pairs, sample, layout, centroids, self._eps, self.settings.recall)
         centres = self.settings.keep.centre is not None
-        self._assigned = assigned = self._phase("assign", clusters=clusters.folder, gap=gap, centres=centres)
+        self._assigned = assigned = self.work.phase(
+            "assign", clusters=clusters.folder, gap=gap, centres=centres
+        )
         assign = Assign(layout, assigned, clusters, gap, centres, self.memory)
         self._do(self._job("assign", assign, layout.names, lambda name: assigned.has(f"{name}.npy")))
         self._visits = Visits(assigned, layout.names)
+        assigned.fetch(
+            [f"{name}{suffix}.npy" for name in layout.names for suffix in ("", "-centre", "-near")]
+        )
         labels, own = (
             np.concatenate([assigned.load(f"{name}{suffix}.npy") for name in layout.names])
             for suffix in ("", "-centre")
@@ -249,7 +233,7 @@ class Deduplication:
         # Of each distinct row, that of the best that is the same.
         np.minimum.at(ranks, rows.distinct, self.ranks)
         self._ranks = ranks
-        phase = self._phase("order", assigned=self._assigned.folder, keep=keep.identity, **rows.stays)
+        phase = self.work.phase("order", assigned=self._assigned.folder, keep=keep.identity, **rows.stays)
         order = np.lexsort((ranks[: len(labels)], labels))
         if not phase.has("order.npy"):
             counts = self.summary.clusters
@@ -263,7 +247,7 @@ class Deduplication:
         where = Places.of(phase, layout, len(order), max(1, self.summary.clusters))
         if names := where.parts:
             sort = Sort(where, self.memory)
-            self._do(Job("sort", sort, names, lambda name: phase.has(f"{name}.vectors"), _PARTS))
+            self._do(Job("sort", sort, names, lambda name: phase.has(f"{name}.vectors"), _PARTS, phase))
         order = np.concatenate([order, np.arange(len(order), len(rows.first))])  # those without a vector
         for number, (values, there) in enumerate(rows.hashes):
             if not phase.has(f"hash{number}-there.npy"):
@@ -278,11 +262,14 @@ class Deduplication:
         fixed, order, eps = int(self.rows.fixed.sum()), places.order, self._eps
         radii = tuple(bits for _, bits in self.settings.exact.radii)
         asked: dict[str, Any] = {"radii": radii} if radii else {}
-        phase = self._phase("pairs", order=order.folder, eps=eps)
+        phase = self.work.phase("pairs", order=order.folder, eps=eps)
         found, more = self._find("pairs", Pairs(places, phase, eps, fixed, self.memory))
         searches = [found]
         if radii:
-            limits, hashes = (radii, fixed, self.memory), self._phase("hashes", order=order.folder, **asked)
+            limits, hashes = (
+                (radii, fixed, self.memory),
+                self.work.phase("hashes", order=order.folder, **asked),
+            )
             by_hash, more_by_hash = self._find("hashes", HammingPairs(order, hashes, *limits))
             searches, more = [found, by_hash], more | more_by_hash
         if not phase.has("done.json"):
@@ -296,7 +283,7 @@ class Deduplication:
         again = 0
         while (open_ := more if by_components else groups.kept & more).any():
             again += 1
-            looked = self._phase("again", pairs=phase.folder, eps=self.settings.eps, again=again, **asked)
+            looked = self.work.phase("again", pairs=phase.folder, eps=self.settings.eps, again=again, **asked)
             labels = heads_of(groups) if by_components else None
             Again(open_, None if by_components else groups.kept, labels).save(looked)
             task = Pairs(places, looked, self.settings.eps, fixed, self.memory)
@@ -323,7 +310,8 @@ class Deduplication:
     def _find(self, label: str, task: Pairs | HammingPairs) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         """The pairs that tasks have found, and bool (rows,): which rows have more betters."""
         phase, names = task.phase, task.names()
-        self._do(Job(label, task, names, lambda name: phase.has(f"{name}.npy"), _PARTS))
+        self._do(Job(label, task, names, lambda name: phase.has(f"{name}.npy"), _PARTS, phase))
+        phase.fetch([f"{name}{suffix}.npy" for name in names for suffix in ("", "-more")])
         more = np.zeros(len(self.rows.first), bool)
         for name in names:
             more[phase.load(f"{name}-more.npy")] = True

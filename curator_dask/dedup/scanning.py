@@ -21,7 +21,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.frames.parquet import open_parquet, read_footer, whole_footers, write_table
+from curator_dask.frames.parquet import open_parquet, whole_footers, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.given import given_files, shard_of_file
 from curator_dask.outputs.unchanged import changed_shard
@@ -172,7 +172,8 @@ class Scan:
         read = file.read(columns=list(dict.fromkeys([*named, *wanted])))
         shard = shard_of_file(file.schema_arrow, source.path, source.options) if key in columns else None
         table = self._table(read, key, fault, digests, source, shard or source.path)
-        write_table(self.phase.path(f"{source.name}.parquet"), table, FileRecord(str(dim), id_col=key))
+        record = FileRecord(str(dim), id_col=key)
+        write_table(self.phase.path(f"{source.name}.parquet"), table, record, self.phase.options)
         return len(table)
 
     def _judge(self, matrix: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -246,7 +247,7 @@ def _vectors_in(schema: pa.Schema) -> list[str]:
     return [field.name for field in lists if pa.types.is_floating(field.type.value_type)]
 
 
-def dim_of(path: str) -> int:
-    """Length of the vectors of a file that was scanned; 0 where it has none."""
-    record = read_footer(path).record
+def dim_of(table: pa.Table) -> int:
+    """Length of the vectors of a file that was scanned, by the table of its rows; 0 where it has none."""
+    record = FileRecord.parse(table.schema.metadata)
     return int(record.fingerprint or 0) if record is not None else 0

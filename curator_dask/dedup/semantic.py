@@ -10,7 +10,7 @@ from curator_dask.dedup.hashes import Hashes
 from curator_dask.dedup.keeping import Keep
 from curator_dask.dedup.memory import parse_limit
 from curator_dask.dedup.result import Duplicates
-from curator_dask.dedup.running import COMPONENTS, STARS, Settings
+from curator_dask.dedup.settings import COMPONENTS, STARS, Settings
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import EMBEDDING_COLUMN
 from curator_dask.storage import Options

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from curator_dask.dedup.layout import take
 from curator_dask.dedup.phases import Phase
 
 #: Numbers of a sketch. Where the smaller one says too little, the larger one is asked.
@@ -101,8 +100,10 @@ def save_in_order(source: Phase, names: Sequence[str], phase: Phase, places: np.
         Length of a vector.
     """
     for width in widths_of(dim):
-        if not all(source.has(file_of(width, name)) for name in names):
-            continue
+        with source.listed():
+            if not all(source.has(file_of(width, name)) for name in names):
+                continue
+        source.fetch([file_of(width, name) for name in names])
         shape = (len(places), width)
         with phase.writing(file_of(width)) as file:
             kind = np.lib.format.dtype_to_descr(np.dtype(np.float16))
@@ -128,4 +129,4 @@ def widths_there(phase: Phase, widths: Sequence[int]) -> tuple[int, ...]:
 
 def sketches_of(phase: Phase, width: int, places: np.ndarray) -> np.ndarray:
     """float16 (n, width): sketches by their places; mapped only while they are read."""
-    return take(phase.load(file_of(width)), places)
+    return phase.load_some(file_of(width), places)

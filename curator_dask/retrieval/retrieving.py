@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import posixpath
-import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,9 @@ import numpy as np
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.decode.spec import check_counts
 from curator_dask.dedup.nearest import NOWHERE, Best
-from curator_dask.dedup.phases import Job, Phase, run_phases
+from curator_dask.dedup.phases import Job, run_phases
 from curator_dask.dedup.scanning import Source, find_sources
+from curator_dask.dedup.work import Work
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.columns import unit
@@ -50,7 +50,6 @@ from curator_dask.retrieval.writing import (
     check_pairs_free,
     pairs_table,
     place_of_pairs,
-    work_of,
 )
 from curator_dask.rows.best import is_number
 from curator_dask.runs.settle import file_tasks, run_targets
@@ -116,10 +115,11 @@ def retrieve(
     overwrite
         Replace files in `output` that something else has made, such a file of `pairs`, and columns of these names.
     work
-        The folder, which all workers see, of what lies between, from which an interrupted call goes on, and which goes
-        in the end. None: `output` and ``.work``; where `output` is a URL it must be given.
+        The folder, which all workers see, or URL of what lies between, from which an interrupted call goes on, and
+        which goes in the end. None: `output` and ``.work``.
     storage_options, queries_storage_options, output_storage_options
-        For fsspec, where `pool`, `queries` and `output` are URLs; without the others the first is theirs, too.
+        For fsspec, where `pool`, `queries` and `output` (or `work`) are URLs; without the others the first is theirs,
+        too.
     workers
         Opens the cluster to work on, once there is something to do; else it is the one that is there.
 
@@ -147,10 +147,10 @@ def retrieve(
     output_options = storage_options if output_storage_options is None else output_storage_options
     target = Output(locate(os.fspath(output), output_options), output_options, False, overwrite, False)
     asked_folder = locate(os.fspath(queries), query_options)
+    folders = source.folder, target.folder, asked_folder
     for folder in (source.folder, asked_folder):
         check_apart(folder, target.folder)
-    folders = source.folder, target.folder, asked_folder
-    beside = work_of(target.folder, work, folders)
+    between = Work.of(target.folder, work, output_options, folders)
     pairs_path = None if pairs is None else place_of_pairs(pairs, folders)
     sources = find_sources(source.folder, storage_options)
     footers = whole_footers([each.path for each in sources], storage_options)
@@ -166,8 +166,8 @@ def retrieve(
     mark = fingerprint({**asked, "pool": [each.name for each in sources]})
     said = posixpath.basename(os.fspath(queries).rstrip("/"))
     write = WriteRetrieved(source, target, column, top, float(similarity), len(vectors), said, mark)
-    own = nullcontext() if work is None else opened(beside, None)  # calls with other outputs may share it
-    with opened(target.folder, target.options, beside), own, when_needed(workers) as client:
+    place = target.folder, target.options, between.folder
+    with opened(*place), when_needed(workers) as client, between.opened():
         before, found = _written(write, sources, mark), f"found-{mark[:16]}"
         names = [_name(each, source.folder) for each in sources]
         others = check_others(target.folder, names, target.options, overwrite)
@@ -176,7 +176,7 @@ def retrieve(
             summary = RetrievalSummary(**before, output=_skipped(target.folder, before["kept"], len(sources)))
         else:
             most = min(top, max(1, sum(each.rows for each in footers.values())))
-            find = _find(Phase(join(beside, found)), sources, vectors, write, most, client)
+            find = _find(between, found, sources, vectors, write, most, client)
             best = _joined(find, len(vectors), summary)
             chosen = _chosen(best, sources, footers, source.folder, mark)
             summary.kept = sum(len(each.rows) for each in chosen)
@@ -188,14 +188,15 @@ def retrieve(
         if summary.complete:
             for name in others:
                 remove(join(target.folder, name), target.options)
-            shutil.rmtree(beside if work is None else join(beside, found), ignore_errors=True)
+            between.remove(found)
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
 
 
 def _find(
-    phase: Phase,
+    between: Work,
+    found: str,
     sources: Sequence[Source],
     vectors: np.ndarray,
     write: WriteRetrieved,
@@ -203,14 +204,15 @@ def _find(
     client: Any,
 ) -> FindNearest:
     """Compare all groups of files that were not compared yet."""
-    groups = _groups(sources)
+    groups, phase = _groups(sources), between.named(found)
     find = FindNearest(phase, groups, write.column, vectors.shape[1], most, write.least - _ROUNDING)
     if not phase.has(QUERIES):
         with phase.writing(QUERIES) as file:
             file.write(np.ascontiguousarray(vectors, "<f4").data)
     words = {name: files[0].path for name, files in groups.items()}
-    job = Job("retrieve", find, list(groups), find.finished, words.__getitem__)
-    run_phases([job], write.target.folder, client)
+    job = Job("retrieve", find, list(groups), find.finished, words.__getitem__, phase)
+    run_phases([job], write.target.folder, client, between.folder)
+    phase.fetch([f"{name}-{each}.npy" for name in groups for each in ("cosines", "places", "counts")])
     return find
 
 

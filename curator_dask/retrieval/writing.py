@@ -11,9 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from curator_dask.dedup.arguments import local_folder
 from curator_dask.dedup.nearest import NOWHERE, Best
-from curator_dask.dedup.phases import WORK_SUFFIX
 from curator_dask.errors import ConfigError, OutputError, ShardError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
@@ -21,7 +19,6 @@ from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.given import Names
 from curator_dask.outputs.placing import locate
-from curator_dask.outputs.saving import check_apart
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.storage import is_remote, join
@@ -164,29 +161,6 @@ def place_of_pairs(pairs: str | os.PathLike[str], folders: Sequence[str]) -> str
                 f"pairs={path!r}: who reads {folder} would take its rows for those: give a place outside (--pairs)"
             )
     return path
-
-
-def work_of(output: str, work: str | os.PathLike[str] | None, folders: Sequence[str]) -> str:
-    """Where what lies between goes: a folder beside the output, or the one that is given, outside of some folders.
-
-    Raises
-    ------
-    ConfigError
-        None is given, and the output is in a store.
-    OutputError
-        It is in one of the folders.
-    """
-    if work is None:
-        if is_remote(output):
-            raise ConfigError(
-                f"{output}: what is compared is kept in a folder that all workers see, as a store is not: give one as"
-                " work= (--work); the rows that are found then go to the store"
-            )
-        return f"{output}{WORK_SUFFIX}"
-    found = local_folder("work", work)
-    for folder in folders:
-        check_apart(folder, found)
-    return found
 
 
 def _plain(path: str) -> str:
