@@ -29,6 +29,7 @@ from curator_dask.frames.record import FileRecord, inputs_of
 from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.joining import Joined, Joining
 from curator_dask.outputs.keeping import Kept
+from curator_dask.outputs.taken_down import remark_gone, staying
 from curator_dask.rows.known import KnownVectors, StoredRows
 from curator_dask.rows.remarks import current_remarks, fact_of, of_kept, remark, summed
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
@@ -178,6 +179,10 @@ class WritePartition:
     def _put(
         self, whole: pa.Table, table: pa.Table, errors: Any, target: Target, commits: Commits | None
     ) -> dict[str, Any]:
+        stays = staying(self.output.folder, self.output.options, whole, self.id_col)
+        if stays is not None:
+            remark_gone(whole, stays, (target.shard or {}).get("url"))
+            whole, table, errors = (each.filter(pa.array(stays)) for each in (whole, table, errors))
         bad = pc.is_valid(errors)
         report = report_of(target.name, whole, self.id_col, errors)
         report["dropped"] = report["failed"] if self.output.drop_failed else 0
