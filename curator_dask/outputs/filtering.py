@@ -31,7 +31,7 @@ from curator_dask.outputs.hub_schema import METADATA_KEY
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.subset import uids_of, write_subset
-from curator_dask.outputs.taken_down import without_taken_down
+from curator_dask.outputs.taken_down import taken_down, without_taken_down
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.best import Cut, check_best
 from curator_dask.rows.capped import check_cap
@@ -357,6 +357,9 @@ def _write(
                 continue
             if (footer.columns or footer.fault) and not target.overwrite:
                 why = footer.fault or "was made of other rows or by another condition"
+                if not footer.fault and taken_down(target.folder, target.options) is not None:
+                    why += ", or samples were removed since: curate goes on with append=True (--append), and whatever"
+                    why += " is written anew has none of these"
                 raise OutputError(
                     f"{join(target.folder, name)}: is there, and {why}. Write to another path, or use overwrite=True"
                     " (--overwrite)"
