@@ -30,11 +30,11 @@ from curator_dask.outputs.curated_names import (
 )
 from curator_dask.outputs.failed import list_errors, none_there
 from curator_dask.outputs.placing import locate
-from curator_dask.outputs.taken_down import PENDING, beside, taken_down
+from curator_dask.outputs.taken_down_told import count_taken_down
 from curator_dask.outputs.twins_told import twins_noted
 from curator_dask.rows.remarks import OF_ROWS
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.storage import Options, exists, join
+from curator_dask.storage import Options, join
 from curator_dask.threads import in_threads
 from curator_dask.words import counted, none_of_these
 
@@ -184,9 +184,8 @@ def _of_folder(
 
 def _tell_taken_down(info: OutputInfo, folder: str, options: Options) -> None:
     """Say what was removed on request, and whether that was interrupted."""
-    record, place = taken_down(folder, options), beside(folder)
-    info.taken_down = 0 if record is None else record.samples
-    if place is not None and exists(join(place, PENDING), options):
+    info.taken_down, is_pending = count_taken_down(folder, options)
+    if is_pending:
         info.differences.append(
             f"samples were being removed, and that was interrupted: curator-dask remove {folder} finishes it"
         )

@@ -1,7 +1,7 @@
 """Samples that were taken down: what tells them from others, so that none comes back, without saying what they were.
 
-Beside a folder lies another, called the same and `SUFFIX`, with a Parquet file for each removal: digests of what rows
-are known by. A digest is keyed BLAKE2b of 16 bytes, the key a random salt of the folder: nobody reads a URL from it;
+Beside a folder lies another, called the same and ``.removed``, with a Parquet file for each removal: digests of what
+rows are known by. A digest is keyed BLAKE2b of 16 bytes, the key a random salt of the folder: nobody reads a URL from it;
 who has a URL, and the folder, can see whether it is among them.
 """
 
@@ -11,9 +11,8 @@ import hashlib
 import secrets
 import time
 import uuid
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,14 +25,11 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, write_table
 from curator_dask.frames.record import FileRecord
+from curator_dask.outputs.taken_down_told import beside
 from curator_dask.rows.lookup import TEXT, key_texts, with_shards
 from curator_dask.rows.remarks import remark_more
-from curator_dask.storage import Options, is_remote, join, walk
+from curator_dask.storage import Options, join, walk
 
-#: Ends the name of the folder beside another with what was taken down there.
-SUFFIX = ".removed"
-#: In it, while files are rewritten.
-PENDING = "pending.json"
 #: What becomes of a sample: a row's ``status``, and the reason why it is in no tar.
 REMOVED = "removed"
 #: As what the summaries of other commands count rows that they leave out for it.
@@ -192,13 +188,6 @@ def digests_of(salt: bytes, kind: str, texts: pa.Array) -> pa.Array:
     return pa.array([None if text is None else digest(text) for text in texts.to_pylist()], pa.binary(_BYTES))
 
 
-def beside(folder: str) -> str | None:
-    """The folder beside one; None: it is all of a bucket, and has none."""
-    if is_remote(folder) and "/" not in folder.partition("://")[2]:
-        return None
-    return f"{folder.rstrip('/')}{SUFFIX}"
-
-
 def taken_down(folder: str, options: Options = None) -> TakenDown | None:
     """What was taken down of a folder; None: nothing was.
 
@@ -312,6 +301,22 @@ def staying(folder: str, options: Options, table: pa.Table, id_col: str) -> np.n
     return ~gone if gone.any() else None
 
 
+def gone_of(
+    folder: str, options: Options
+) -> Callable[[Sequence[Any], Sequence[str | None]], np.ndarray] | None:
+    """What says of keys and shards which rows were taken out of a folder, bool (rows,); None: none were."""
+    record = taken_down(folder, options)
+    if record is None:
+        return None
+
+    def gone(keys: Sequence[Any], urls: Sequence[str | None]) -> np.ndarray:
+        texts, _ = key_texts(pa.array(keys))
+        samples = with_shards(texts, pa.array(urls, TEXT))
+        return record.mask(Marks(len(keys), {SAMPLE: [samples]}))
+
+    return gone
+
+
 def remark_gone(table: pa.Table, stays: np.ndarray, url: str | None) -> None:
     """Have the summary count rows that are left out, as they were taken down; `url` is their shard's, if one is."""
     gone = pa.array(np.flatnonzero(~stays))
@@ -349,8 +354,3 @@ def rows_staying(table: pa.Table, is_own: bool, folder: str, options: Options) -
 def sample_text(shard: str | None, key: str | None) -> str | None:
     """The text of a sample, as `Marks.of` has it."""
     return None if shard is None or key is None else f"{key}\0{shard}"
-
-
-def told_of(record: TakenDown) -> dict[str, Any]:
-    """What is told of a folder's removals: JSON-able."""
-    return {"samples": record.samples, "removals": record.removals}

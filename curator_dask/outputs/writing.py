@@ -29,7 +29,7 @@ from curator_dask.frames.record import FileRecord, inputs_of
 from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.joining import Joined, Joining
 from curator_dask.outputs.keeping import Kept
-from curator_dask.outputs.taken_down import remark_gone, staying
+from curator_dask.outputs.taken_down import gone_of, remark_gone, staying
 from curator_dask.rows.known import KnownVectors, StoredRows
 from curator_dask.rows.remarks import current_remarks, fact_of, of_kept, remark, summed
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
@@ -156,7 +156,10 @@ class WritePartition:
             return None
         record = read_record(target.path, self.output.options)
         remarks = record.remarks if record is not None else {}
-        return KnownVectors(self._paths(target), self.output.options, self.id_col, target.reuse, remarks)
+        gone = gone_of(self.output.folder, self.output.options)
+        return KnownVectors(
+            self._paths(target), self.output.options, self.id_col, target.reuse, remarks, gone
+        )
 
     def give_up(self, reason: str) -> WritePartition:
         """The same, to be made again by a rerun: what is written lacks what was given up."""

@@ -16,7 +16,7 @@ from curator_dask.outputs.failed import none_there
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import DUPLICATES as TABLE
 from curator_dask.outputs.selecting import Folder
-from curator_dask.outputs.taken_down import SUFFIX as REMOVED
+from curator_dask.outputs.taken_down_told import SUFFIX as REMOVED
 from curator_dask.outputs.twins_told import NOTE
 from curator_dask.outputs.twins_told import SUFFIX as EXPORT
 from curator_dask.removing.exports import ExportedPlace

@@ -18,7 +18,8 @@ from curator_dask.frames.faults import faults_told
 from curator_dask.frames.parquet import open_parquet
 from curator_dask.outputs.placing import put
 from curator_dask.outputs.selecting import Folder
-from curator_dask.outputs.taken_down import Marks, beside, kind_of
+from curator_dask.outputs.taken_down import Marks, kind_of
+from curator_dask.outputs.taken_down_told import beside
 from curator_dask.removing.asking import Asked
 from curator_dask.runs.reports import report_frame
 from curator_dask.storage import join

@@ -14,9 +14,10 @@ from typing import Any
 
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.errors import ConfigError
-from curator_dask.frames.parquet import read_record
+from curator_dask.frames.parquet import read_record, without_leftovers
 from curator_dask.outputs.placing import locate, put
-from curator_dask.outputs.taken_down import PENDING, beside, put_taken_down, taken_down
+from curator_dask.outputs.taken_down import put_taken_down, taken_down
+from curator_dask.outputs.taken_down_told import PENDING, beside
 from curator_dask.removing.asking import KEY, Asked
 from curator_dask.removing.exports import ExportedPlace
 from curator_dask.removing.finding import find_places, still_holding
@@ -169,6 +170,7 @@ class _Removal:
         with ExitStack() as stack:
             for place in self._places:
                 stack.enter_context(place.open())
+                stack.enter_context(without_leftovers(str(beside(place.folder.path))))
             begun = [
                 exists(path, place.folder.options)
                 for path, place in zip(self._pending, self._places, strict=True)

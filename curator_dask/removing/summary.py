@@ -119,8 +119,8 @@ class RemoveSummary:
         lines = [f"{head}, in {counted(len(self.places), 'place')}; {self.seconds:.1f} s"]
         if self.asked:
             lines.append(
-                f"  list: {counted(self.asked, 'value')}; {self.found:,} found, {self.before:,} removed or noted before,"
-                f" {self.not_found:,} not found"
+                f"  list: {counted(self.asked, 'value')}; {self.found:,} found, {self.before:,} removed or noted"
+                f" before, {self.not_found:,} not found"
             )
         if self.not_found:
             some = ", ".join(map(repr, self.examples))
