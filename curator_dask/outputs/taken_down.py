@@ -1,8 +1,8 @@
 """Samples that were taken down: what tells them from others, so that none comes back, without saying what they were.
 
 Beside a folder lies another, called the same and ``.removed``, with a Parquet file for each removal: digests of what
-rows are known by. A digest is keyed BLAKE2b of 16 bytes, the key a random salt of the folder: nobody reads a URL from it;
-who has a URL, and the folder, can see whether it is among them.
+rows are known by. A digest is keyed BLAKE2b of 16 bytes, the key a random salt of the folder: nobody reads a URL from
+it; who has a URL, and the folder, can see whether it is among them.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
