@@ -10,11 +10,15 @@ from pathlib import Path
 import dask
 
 #: Files that come to be there at least, in a removal that is killed before each.
-EACH_RENAME = 15
+EACH_RENAME = 35
 
 
-def kill_at_each_rename(made: Path, target: Path, table: Path) -> None:
-    """Do it to a copy after the other: killed before the first file is renamed, before the second, ..., and never.
+#: What is copied.
+FOLDERS = ("out", "new", "new.export", "fetched", "fetched.fetch")
+
+
+def kill_at_each_rename(made: Path, target: Path, table: Path, step: int) -> None:
+    """Do it to a copy after the other: killed before a file is renamed, before one `step` further, ..., and never.
 
     This process does nothing but fork, so that its children have no thread's locks.
     """
@@ -23,13 +27,13 @@ def kill_at_each_rename(made: Path, target: Path, table: Path) -> None:
     number = 0
     while True:
         copy = target / f"{number:03d}"
-        for name in ("out", "new", "new.export"):
+        for name in FOLDERS:
             shutil.copytree(made / name, copy / name)
         child = os.fork()
         if not child:
             _count_down(number)
             with dask.config.set(scheduler="sync"):
-                remove_samples([copy / "out", copy / "new"], table, "url")
+                remove_samples([copy / name for name in FOLDERS if "." not in name], table, "url")
             os._exit(0)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -37,7 +41,7 @@ def kill_at_each_rename(made: Path, target: Path, table: Path) -> None:
         if code == 0:
             return
         assert code == -signal.SIGKILL, code
-        number += 1
+        number += step
 
 
 def _count_down(number: int) -> None:

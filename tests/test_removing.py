@@ -18,7 +18,7 @@ import pytest
 from colours import ColourReader, check_colours, image_of, members_of, write_tar
 from fetched import fetch
 from image_servers import ImageServer, picture_of
-from removed import EACH_RENAME, kill_at_each_rename
+from removed import EACH_RENAME, FOLDERS, kill_at_each_rename
 from s3 import BUCKET, options, s3_server
 from tars import directory, tar_bytes
 from test_curation_of_urls import RECIPE, exported, write_urls
@@ -77,13 +77,18 @@ def whole(tmp_path_factory):
     with dask.config.set(scheduler="sync"):
         embed(str(folder / "data"), str(folder / "out"))
         export_output(folder / "out", folder / "new", ExportOptions(**SPLIT))
+        with ImageServer() as server:
+            urls = [server.url(f"n/{number}.jpg") for number in range(6)]
+            (folder / "fetched.txt").write_text(f"{urls[1]}\n{urls[4]}\n{urls[5]}\n")
+            pq.write_table(pa.table({"url": urls, "caption": urls}), folder / "urls.parquet")
+            fetch(folder / "urls.parquet", folder / "fetched", rows_per_shard=3)
     return folder
 
 
 @pytest.fixture
 def made(whole, tmp_path):
     """A copy of the same; the source's tars are where they were."""
-    for name in ("out", "new", "new.export"):
+    for name in FOLDERS:
         shutil.copytree(whole / name, tmp_path / name)
     return tmp_path
 
@@ -528,28 +533,37 @@ def test_in_a_store_as_on_a_disk(made, whole):
         assert not [name for name in store.find(f"{BUCKET}/some") if "pending" in name or "/moved/" in name]
 
 
-def test_killed_at_any_moment_and_done_by_the_next_call(made, whole):
-    """SIGKILL before and after each file that comes to be there, each in a process of its own."""
-    members = members_in(made / "new")
-    table = listed(made, *map(url_of, GONE))
+@pytest.mark.parametrize("step", [9, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_any_moment_and_done_by_the_next_call(made, whole, step):
+    """SIGKILL before a file comes to be there, each in a process of its own."""
+    members, images = members_in(made / "new"), members_in(made / "fetched")
+    table = made / "gone.txt"
+    table.write_text((whole / "fetched.txt").read_text() + "".join(f"{url_of(key)}\n" for key in GONE))
     process = multiprocessing.get_context("forkserver").Process(
-        target=kill_at_each_rename, args=(made, made / "killed", table)
+        target=kill_at_each_rename, args=(made, made / "killed", table, step)
     )
     process.start()
     process.join(100)
     assert process.exitcode == 0
     copies = sorted((made / "killed").iterdir())
-    assert len(copies) > EACH_RENAME
+    assert len(copies) * step >= EACH_RENAME
+    left, away = without(members, GONE), without(images, ["000001", "000011", "000012"])
     for copy in copies:
         assert (copy / "exit").read_text() == str(-signal.SIGKILL if copy != copies[-1] else 0)
         for tar, now in members_in(copy / "new").items():  # whole as before, or whole as after
-            assert now in (members[tar], without(members, GONE).get(tar))
-        for path in [*(copy / "out").rglob("*.parquet"), *(copy / "new").rglob("*.parquet")]:
-            pq.read_table(path)
-    for copy in copies[1 :: max(1, len(copies) // 5)]:
-        remove_samples([copy / "out", copy / "new"], table, "url")
-        assert members_in(copy / "new") == without(members, GONE)
+            assert now in (members[tar], left.get(tar))
+        for tar, now in members_in(copy / "fetched").items():
+            assert now in (images[tar], away[tar])
+        for name in ("out", "new", "fetched"):
+            for path in (copy / name).rglob("*.parquet"):
+                pq.read_table(path)
+    for copy in copies:
+        remove_samples([copy / "out", copy / "new", copy / "fetched"], table, "url")
+        assert members_in(copy / "new") == left and members_in(copy / "fetched") == away
         check_export(copy / "new", {*keys_of(0, 1, 2)} - {*GONE})
         assert sorted(rows_in(copy / "out")["key"].to_pylist()) == sorted({*keys_of(0, 1, 2)} - {*GONE})
-        assert describe_output(copy / "new").taken_down == 3
-        assert not describe_output(copy / "out").differences and not [*copy.rglob("*.tmp")]
+        assert rows_in(copy / "fetched")["status"].to_pylist().count("removed") == 3
+        for name in ("out", "new", "fetched"):
+            info = describe_output(copy / name)
+            assert (info.taken_down, info.differences) == (3, [])
+        assert not [*copy.rglob("*.tmp")] and not [*copy.rglob("pending.json")]
