@@ -174,6 +174,7 @@ def test_samples_go_from_all_that_was_made_of_them_and_nothing_else(made, whole)
     summary = remove_samples([made / "out", made / "new"], table, "url", not_found=made / "unknown.txt")
     assert [each.samples for each in said.places] == [each.samples for each in summary.places] == [3, 3]
     assert (summary.asked, summary.found, summary.before, summary.not_found) == (4, 3, 0, 1)
+    assert not any(each.lacks_column for each in summary.places)
     assert (made / "unknown.txt").read_text() == f"{urls[3]}\n" and urls[3] in str(summary)
     rows = rows_in(made / "out")
     keys = rows["key"].to_pylist()
@@ -351,6 +352,7 @@ def test_failed_rows_that_lie_elsewhere_and_tables_of_duplicates(made, tmp_path)
     gone = listed(tmp_path, "000000000", "000000002")
     summary = remove_samples([tmp_path / "rows", tmp_path / "twins"], gone, "key")
     assert [each.samples for each in summary.places] == [2, 2] and summary.places[1].left_twins == 1
+    assert "1 group of twins whose best went" in str(summary)
     assert (
         rows_in(tmp_path / "rows")["key"].to_pylist() == [key for key in keys_of(0) if key not in GONE][2:]
         or True
@@ -481,6 +483,17 @@ def test_tars_of_others_are_rewritten_where_that_is_asked_for_alone(tmp_path):
         assert data_now[: len(expected)] == expected and not any(data_now[len(expected) :])
     assert pq.read_table(data / "pax.parquet")["url"].to_pylist() == ["a", "d"]
     assert pq.ParquetFile(data / "pax.parquet").metadata.row_group(0).column(0).compression == "GZIP"
+    # Where embed has put its columns into the dataset's own files, these stay finished.
+    own = tmp_path / "own"
+    own.mkdir()
+    for shard in range(2):
+        write_shard(own, shard)
+    embed(str(own), None)
+    summary = remove_samples(own, listed(tmp_path, "000000003"), rewrite_shards=True)
+    assert summary.places[0].samples == 1 and describe_output(own).rows == 2 * SAMPLES - 1
+    again = embed(str(own), None)
+    keys = {*rows_in(own)["key"].to_pylist()}
+    assert again.complete and keys == {*keys_of(0, 1)} - {"000000003"}
     cut = (data / "gnu.tar").read_bytes()[:1700]
     (data / "gnu.tar").write_bytes(cut)
     summary = remove_samples(data, listed(tmp_path, "000000"), rewrite_shards=True)

@@ -74,7 +74,9 @@ class Asked:
         self.where = None if where is None else Where(where)
         self.lookup: Lookup | NearLookup | None = None
         self.by_shard = False
-        self._faults: list[Exception] = []
+        #: How many files could not be asked, as they have no such column.
+        self.unanswered = 0
+        self._fault: Exception | None = None
         self._answered = False
         if table is not None:
             self._open(UserTable.find(table, other or own, options))
@@ -131,9 +133,7 @@ class Asked:
         if self.lookup is not None and (asks_keys or self.on != KEY):
             name = id_col if self.on == KEY and KEY not in table.column_names else self.on
             if name not in table.column_names:
-                self._faults.append(
-                    OutputError(f"{path}: {none_of_these(self.on, table.column_names)} (--on)")
-                )
+                self._lacks(OutputError(f"{path}: {none_of_these(self.on, table.column_names)} (--on)"))
             else:
                 self._answered = True
                 found |= self._listed(table, name, path)
@@ -141,11 +141,15 @@ class Asked:
             try:
                 passes = self.where.passes(table) == 1
             except NoColumnError as error:
-                self._faults.append(NoColumnError(f"{path}: {error}"))
+                self._lacks(NoColumnError(f"{path}: {error}"))
             else:
                 self._answered = True
                 found |= passes
         return found
+
+    def _lacks(self, fault: Exception) -> None:
+        self.unanswered += 1
+        self._fault = self._fault or fault
 
     def _listed(self, table: pa.Table, name: str, path: str) -> np.ndarray:
         column = table.column(name)
@@ -167,8 +171,8 @@ class Asked:
 
     def check(self) -> None:
         """Raise what was wrong where rows of no file could be asked."""
-        if self._faults and not self._answered:
-            raise self._faults[0]
+        if self._fault is not None and not self._answered:
+            raise self._fault
 
     def texts(self, which: Collection[bool] | np.ndarray | None = None) -> list[str]:
         """The list's different values as text, or of these `which`, by place in the list."""

@@ -68,6 +68,8 @@ class Looking:
         #: By place and name.
         self.hits: list[dict[str, Hits]] = [{} for _ in places]
         self.asked_rows = 0
+        #: Places of which a file has not the column that is asked.
+        self.lacking: set[int] = set()
         self._names = [each.names() for each in places]
         self._direct: set[str] = set()  # samples that are asked for, or made of such
         self._masks: dict[tuple[int, str], np.ndarray] = {}
@@ -115,7 +117,10 @@ class Looking:
     ) -> None:
         marks, at = look.marks, (number, name)
         if first:
+            before = self._asked.unanswered
             asked = self._asked.mask(look.table, look.id_col, look.asks_keys, place.folder.file(name))
+            if self._asked.unanswered > before:
+                self.lacking.add(number)
             self.asked_rows += int((asked & look.is_there).sum())
             if asked.any():
                 self._masks[at] = asked

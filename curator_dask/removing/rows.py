@@ -85,7 +85,7 @@ class RowsPlace:
             every.update(counts["reasons"])
             for kind, some in counts["examples"].items():
                 examples[kind] = [*examples.get(kind, []), *some][:3]
-            now = _since(made, again)
+            now = since(made, again)
             gone += int(is_gone.sum())
             if path != paths[0]:
                 aside = len(left)
@@ -106,7 +106,7 @@ def _id_col(path: str, options: Any) -> str:
     return (record and record.id_col) or KEY
 
 
-def _since(record: FileRecord, again: Mapping[str, Any]) -> FileRecord:
+def since(record: FileRecord, again: Mapping[str, Any]) -> FileRecord:
     """The record, with the state of its tar where that was rewritten: the images that are left are what they were."""
     new = again.get(record.url or "")
     tar = (record.shard or {}).get("tar")

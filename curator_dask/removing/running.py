@@ -135,6 +135,7 @@ def remove_samples(
                 along=sum(each.along for each in hits),
                 shards=sum(each.rows > 0 for each in hits),
                 all_shards=looking.all_shards(number),
+                lacks_column=number in looking.lacking,
             )
         )
     holding = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,14 @@ from curator_dask.errors import ConfigError
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.parquet import open_parquet
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.placing import being_written, put
 from curator_dask.outputs.saving import opened
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.taken_down import Marks, taken_down
 from curator_dask.removing.asking import Asked
 from curator_dask.removing.places import Look, read_some, report_of
+from curator_dask.removing.rows import since
 from curator_dask.removing.tars import cut_tar, local_tar
 from curator_dask.rows.lookup import key_texts
 from curator_dask.storage import exists, read_bytes, remove, walk
@@ -94,7 +96,7 @@ class ShardsPlace:
                 size, moved = after.size, {"url": tar, "before": before, "after": vars(after)}
         self._index(name)
         if gone.any() and self._has_rows(name):
-            self._rows(f"{name}.parquet", ~gone)
+            self._rows(f"{name}.parquet", ~gone, {} if moved is None else {tar: moved})
         return report_of(name, int(gone.sum()), size, moved)
 
     def _as_in_tar(self, path: Any, keys: Collection[str]) -> set[str]:
@@ -115,11 +117,19 @@ class ShardsPlace:
         elif read_bytes(path, options) != content:
             put(path, content, options)
 
-    def _rows(self, name: str, stays: np.ndarray) -> None:
-        """Write a Parquet file of others anew: its columns, types and metadata are what they were."""
+    def _rows(self, name: str, stays: np.ndarray, again: Mapping[str, Any]) -> None:
+        """Write a Parquet file of others anew: its columns, types and metadata are what they were.
+
+        Where `embed` has put its columns into it, its record says how many rows there are now, and of which tar.
+        """
         path, options = self.folder.file(name), self.folder.options
         with faults_told(path), open_parquet(path, options) as file:
             schema = file.schema_arrow
+            if (record := FileRecord.parse(schema.metadata)) is not None:
+                left = int(stays.sum())
+                gone = record.removed + len(stays) - left
+                said = replace(since(record, again), rows=left, removed=gone).to_metadata()
+                schema = schema.with_metadata({**(schema.metadata or {}), **said})
             codec = "zstd"
             if file.metadata.num_row_groups and file.metadata.row_group(0).num_columns:
                 codec = file.metadata.row_group(0).column(0).compression.lower()
@@ -134,7 +144,8 @@ class ShardsPlace:
                 start = 0
                 for number in range(file.num_row_groups):
                     table = file.read_row_group(number)
-                    writer.write_table(table.filter(pa.array(stays[start : start + len(table)])))
+                    left_of = table.filter(pa.array(stays[start : start + len(table)]))
+                    writer.write_table(left_of.replace_schema_metadata(schema.metadata))
                     start += len(table)
 
     def finish(self, removed: int) -> None:

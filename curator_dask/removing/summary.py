@@ -28,6 +28,8 @@ class PlaceSummary:
         Of these, those that were rewritten, and the bytes that were written.
     failed_shards
         Those that could not be, with the reason.
+    lacks_column
+        A file there has not the column that was asked: what goes is known by shard and key, URL and digest alone.
     left_twins
         Of a table of duplicates: groups whose best went, and of which nothing else stays.
     """
@@ -43,6 +45,7 @@ class PlaceSummary:
     bytes: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
     left_twins: int = 0
+    lacks_column: bool = False
 
     def __str__(self) -> str:
         what = "row" if self.unit == "file" else "sample"
@@ -55,6 +58,8 @@ class PlaceSummary:
                 f"; {counted(self.left_twins, 'group')} of twins whose best went: none of them is exported until dedup"
                 " runs again"
             )
+        if self.lacks_column:
+            lost += "; it lacks the column, and was asked by what the others say alone"
         return (
             f"  {self.kind}: {rows} in {self.shards:,} of {counted(self.all_shards, self.unit)}{along}{done}{lost}"
             f"  {self.path}"
