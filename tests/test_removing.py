@@ -349,8 +349,9 @@ def test_failed_rows_that_lie_elsewhere_and_tables_of_duplicates(made, tmp_path)
     )
     (tmp_path / "twins").mkdir()
     pq.write_table(duplicates, tmp_path / "twins/duplicates.parquet")
-    gone = listed(tmp_path, "000000000", "000000002")
-    summary = remove_samples([tmp_path / "rows", tmp_path / "twins"], gone, "key")
+    gone = "key in ('000000000', '000000002')"
+    summary = remove_samples([tmp_path / "rows", tmp_path / "twins"], where=gone)
+    assert not summary.places[1].lacks_column
     assert [each.samples for each in summary.places] == [2, 2] and summary.places[1].left_twins == 1
     assert "1 group of twins whose best went" in str(summary)
     assert (

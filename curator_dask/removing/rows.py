@@ -175,7 +175,10 @@ class DuplicatesPlace:
         if not {"id", URL_COLUMN} <= {*columns}:
             raise OutputError(f"{path}: is no table of duplicates")
         table = read_some(path, self.folder.options, "id", [URL_COLUMN], (), asked)
-        return Look(Marks.of(table, "id", ()), table, "id", np.ones(len(table), bool))
+        marks = Marks.of(table, "id", ())
+        if KEY not in table.column_names:  # as rows call it
+            table = table.append_column(KEY, table.column("id"))
+        return Look(marks, table, "id", np.ones(len(table), bool))
 
     def rewrite(self, name: str, again: Mapping[str, Any]) -> dict[str, Any]:
         """Take rows out."""
