@@ -33,6 +33,7 @@ from curator_dask.outputs.filtering import FilterSummary, filter_output
 from curator_dask.outputs.finished import FinishedCommand, repository_of
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.removed import check_removed
+from curator_dask.outputs.taken_down import REMOVED
 from curator_dask.recipe import Recipe
 from curator_dask.recipe_steps import check_balance_columns, check_columns, check_steps, with_columns
 from curator_dask.rows.image_files import captions_of
@@ -133,7 +134,8 @@ def curate(
             output_storage_options=storage_options,
             workers=workers,
         )
-        summary.unfetched = summary.steps[FETCHED].failed
+        fetched = summary.steps[FETCHED]
+        summary.unfetched = fetched.failed - fetched.reasons[REMOVED]  # no rows are made of those
     found = find_shards(input_path, storage_options, **which)
     choice.check_new(shard.name for shard in found)
     of_images = captions_of(recipe.captions, found, recipe.id_col, storage_options)

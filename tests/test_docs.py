@@ -172,6 +172,11 @@ HOLDS = {
         "[len(t or '') for t in pq.read_table(FOLDER + '/hashes')['pdq'].to_pylist()].count(64) == 12",
         "pq.read_table(FOLDER + '/hashes')['known'].to_pylist() == [False] * 14",
     ],
+    "removing.md": [
+        "[each.samples for each in summary.places] == [2, 2] and summary.complete",
+        "sorted(pq.read_table(FOLDER + '/embeddings')['key'].to_pylist())[0] == '000000002'",
+        "again.rows == 12",
+    ],
     "joining.md": [
         "(summary.rows, summary.found, summary.unasked) == (6, 2, 0)",
         "pq.read_table(FOLDER + '/licensed')['licence'].to_pylist() == ['CC BY 4.0'] * 6",

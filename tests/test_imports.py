@@ -36,6 +36,7 @@ LAYERS = (
     "report",
     "retrieval",
     "importing",
+    "removing",
     "balancing",
     "image.embedders",
     "text",

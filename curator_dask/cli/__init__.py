@@ -53,6 +53,7 @@ from curator_dask.cli.options import (
     workers_of,
     workers_when_needed,
 )
+from curator_dask.cli.remove import remove
 from curator_dask.cli.report import report
 from curator_dask.cli.retrieve import retrieve
 from curator_dask.cli.score import score
@@ -265,4 +266,5 @@ app.command(**shown("label"))(label)
 app.command(**shown("fit"))(fit)
 app.command(**shown("dedup"))(dedup)
 app.command(**shown("curate"))(curate)
+app.command(**shown("remove"))(remove)
 app.command(**shown("report"))(report)

@@ -166,6 +166,14 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "export /data/out /data/blurred --blur detected_boxes --blur-only face",
         ),
     ),
+    "remove": (
+        "Remove samples from all that was made of them.",
+        (
+            "remove /data/shards /data/curated --list optout.txt --on url --dry-run",
+            "remove /data/shards /data/curated --list optout.txt --on url --not-found unknown.txt",
+            "remove /data/out /data/new --list known.txt --on pdq --within 31",
+        ),
+    ),
     "report": ("Write one HTML page about an output.", ("report /data/out report.html",)),
     "curate": (
         "Do all steps, as a YAML file says.",

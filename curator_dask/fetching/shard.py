@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,14 +16,16 @@ import pyarrow as pa
 from curator_dask.cluster.progress import reporter
 from curator_dask.errors import ShardError
 from curator_dask.fetching.downloading import Downloads
-from curator_dask.fetching.failures import NOT_DOWNLOADED, SUCCESS, Failure, kind_of, without_credentials
+from curator_dask.fetching.failures import NOT_DOWNLOADED, SUCCESS, Failure
 from curator_dask.fetching.files import ShardFiles, Stored, known_images
-from curator_dask.fetching.layout import LEFT, MADE, Layout, texts
+from curator_dask.fetching.layout import LEFT, MADE, URL, Layout, texts
 from curator_dask.fetching.looking import Look, look_at
 from curator_dask.fetching.options import FetchOptions
+from curator_dask.fetching.reporting import report_of_shard
 from curator_dask.fetching.retrying import may_retry
 from curator_dask.fetching.source import Piece, read_pieces
 from curator_dask.fetching.spool import Spool
+from curator_dask.fetching.taking_away import TakenAway, without_content
 from curator_dask.fetching.values import json_rows
 from curator_dask.frames.names import STATUS_COLUMN
 from curator_dask.frames.record import FileRecord
@@ -32,8 +33,6 @@ from curator_dask.runs.reports import report_frame
 from curator_dask.storage import Options
 
 _ONE_SHARD = threading.Lock()  # downloads at a time: the limits are of a worker, however many tasks it runs
-_EXAMPLES = 3  # of each reason, that a report has
-_URL_SHOWN = 200  # characters of a URL that an example has
 _HOSTS = 20  # whose URLs failed most, that it has
 
 
@@ -122,13 +121,18 @@ class FetchShard:
             if again:
                 self._take_over(stack, rows.name, keys, found)
                 before = sum(isinstance(each, Stored) for each in found)
+            others = table.select([name for name, _ in self.layout.others])
+            others = others.rename_columns([new for _, new in self.layout.others])
+            down = TakenAway(self.files, rows.name, keys, urls, others)
+            down.before(found)
             wanted = [number for number, each in enumerate(found) if each is None]
             downloads = self._download(table, urls, wanted, found, spool)
+            down.after(found)
             images = [each if isinstance(each, Stored) else None for each in found]
             reasons = [each.reason if isinstance(each, Failure) else None for each in found]
-            written = self._rows(table, keys, found)
+            written = without_content(self._rows(table, keys, found))
             report = {
-                **self._report(rows.name, keys, urls, images, reasons),
+                **report_of_shard(rows.name, keys, written.column(URL).to_pylist(), images, reasons),
                 "received": downloads.received,
                 "hosts": dict(downloads.hosts.most_common(_HOSTS)),
                 "no_caption": 0
@@ -241,46 +245,6 @@ class FetchShard:
                 members.append((f"{key}.txt", (row["caption"] or "").encode()))
             members.append((f"{key}.json", json.dumps(row, ensure_ascii=False).encode()))
         return members
-
-    def _report(
-        self,
-        name: str,
-        keys: Sequence[str],
-        urls: Sequence[str | None],
-        images: Sequence[Stored | None],
-        reasons: Sequence[str | None],
-    ) -> dict[str, Any]:
-        counts: Counter[str] = Counter()
-        examples: dict[str, list[str]] = {}
-        left: Counter[str] = Counter()
-        for key, url, image, reason in zip(keys, urls, images, reasons, strict=True):
-            if image is not None and image.left is not None:
-                left[kind_of(image.left)] += 1
-            if reason is None:
-                continue
-            kind = kind_of(reason)
-            counts[kind] += 1
-            if counts[kind] <= _EXAMPLES:
-                place = " ".join(filter(None, (key, _shortened(url))))
-                examples.setdefault(kind, []).append(without_credentials(f"{place}: {reason}"))
-        return {
-            "name": name,
-            "rows": len(keys),
-            "failed": counts.total(),
-            "dropped": 0,
-            "reasons": dict(counts),
-            "examples": examples,
-            "remarks": {},
-            "images": sum(each is not None for each in images),
-            "image_bytes": sum(each.size for each in images if each is not None),
-            "left": dict(left),
-        }
-
-
-def _shortened(url: str | None) -> str:
-    """A URL for a message: those that are images themselves (``data:``) are megabytes."""
-    url = url or ""
-    return url if len(url) <= _URL_SHOWN else f"{url[:_URL_SHOWN]}…"
 
 
 def _wrong_digest(look: Look, expected: dict[str, str | None]) -> str | None:

@@ -129,6 +129,8 @@ class FileRecord:
         whose columns are of no model.
     origin
         State of the file of another folder, of which this one was made by adding columns; None: of none.
+    removed
+        Rows that ``curator-dask remove`` has taken out since it was written; they are in none of the counts.
     version
         Of the record's form.
     """
@@ -150,6 +152,7 @@ class FileRecord:
     report: Mapping[str, Any] | None = None
     earlier: Mapping[str, Any] = field(default_factory=dict)
     origin: Mapping[str, Any] | None = None
+    removed: int = 0
     version: int = VERSION
 
     @classmethod

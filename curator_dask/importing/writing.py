@@ -16,6 +16,7 @@ from curator_dask.frames.parquet import Footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.importing.checking import check_rows, row_range, take_vectors
 from curator_dask.importing.layouts import Pair
+from curator_dask.outputs.taken_down import without_taken_down
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.ids import check_ids
 from curator_dask.rows.reasons import as_stored
@@ -187,6 +188,7 @@ class ImportFile:
                 " are whole"
             )
         check_planned({"url": piece.pair.table, "tar": shard["tar"]})
+        table = without_taken_down(self.target.folder, self.target.options, table, self.id_col)
         report = report_of(piece.name, table, self.id_col)
         record = FileRecord(
             fingerprint=mark,

@@ -30,6 +30,7 @@ from curator_dask.outputs.curated_names import (
 )
 from curator_dask.outputs.failed import list_errors, none_there
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.taken_down_told import count_taken_down
 from curator_dask.outputs.twins_told import twins_noted
 from curator_dask.rows.remarks import OF_ROWS
 from curator_dask.runs.summary import SaveSummary
@@ -175,9 +176,19 @@ def _of_folder(
     if listing.tars:
         info.splits = _splits(listing, files)
     _fill(info, files, columns is not None, exact, options)
+    _tell_taken_down(info, folder, options)
     if info.kind == "dedup":
         info.removed = sum(file.report.get("removed", 0) for file in files)
     return info, names
+
+
+def _tell_taken_down(info: OutputInfo, folder: str, options: Options) -> None:
+    """Say what was removed on request, and whether that was interrupted."""
+    info.taken_down, is_pending = count_taken_down(folder, options)
+    if is_pending:
+        info.differences.append(
+            f"samples were being removed, and that was interrupted: curator-dask remove {folder} finishes it"
+        )
 
 
 def _none(folder: str, listing: Listing) -> str:

@@ -159,6 +159,8 @@ class Found:
         Of an export, or of shards.
     removed
         Of a table of duplicates: rows that have a better twin; else None.
+    taken_down
+        Rows or samples that `curator_dask.removing.remove_samples` has taken out; they are in none of the counts.
     folders, chain
         Of an output of ``curate``: what is in each folder, and what became of the rows.
     seconds
@@ -188,6 +190,7 @@ class Found:
     exact: bool = True
     splits: list[SplitInfo] = field(default_factory=list)
     removed: int | None = None
+    taken_down: int = 0
     folders: dict[str, Found] = field(default_factory=dict)
     chain: Chain | None = None
     seconds: float = 0.0

@@ -133,6 +133,10 @@ def _counts(info: Found) -> list[str]:
         )
     if info.failed or (info.with_vector and info.kind != "other"):
         lines.append(f"  failed         {info.failed:,} ({_share(info.failed, info.rows + info.aside_rows)})")
+    if info.taken_down:
+        lines.append(
+            f"  removed        {info.taken_down:,} on request (curator-dask remove), in no other count"
+        )
     wide = max((len(each.reason) for each in info.reasons), default=0)
     for each in info.reasons:
         example = _cut(each.example, _EXAMPLE)

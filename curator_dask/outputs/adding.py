@@ -54,6 +54,7 @@ from curator_dask.outputs.seen import (
     with_names,
 )
 from curator_dask.outputs.stale import without_stale
+from curator_dask.outputs.taken_down import rows_staying
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.remarks import noticing, summed, without_not_made
 from curator_dask.runs.describing import load_models
@@ -113,7 +114,8 @@ class AddToFile:
             return path, self.source, footer, self._lacking(footer, None)
         there = read_footer(done, self.target.options)
         origin = vars(stamp(path, self.source.options))
-        if there.rows == footer.rows and _made_of(there.record) == origin:
+        gone = 0 if there.record is None else there.record.removed
+        if there.rows + gone == footer.rows and _made_of(there.record) == origin:
             return done, self.target, there, self._lacking(there, origin)
         return path, self.source, footer, self.steps
 
@@ -149,8 +151,9 @@ class AddToFile:
         if self.given_up is not None:
             raise ShardError(f"{path}: {self.given_up}. It is as it was; run again, or look at the file")
         with faults_told(path, ShardError), open_parquet(path, output.options) as file:
-            table = file.read()
-        record = FileRecord.parse(table.schema.metadata) or FileRecord("")
+            table, record = rows_staying(
+                file.read(), output == self.target, self.target.folder, self.target.options
+            )
         found: dict[str, Any] = {}
         errors = errors_of(table)
         if steps:  # else a worker died after it had written the file

@@ -27,6 +27,7 @@ from curator_dask.outputs.blurring import BOXES, Blurring, Boxes
 from curator_dask.outputs.cropping import Cropping
 from curator_dask.outputs.encoded import image_place
 from curator_dask.outputs.latents import LATENT, NOT_ENCODED, Latents, making
+from curator_dask.outputs.taken_down import REMOVED
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.webdataset.ranges import Ranges, is_read_ahead
@@ -273,7 +274,7 @@ def blurred_images(
         lies: dict[int, tuple[int, int]] | None = None if edits.latents is None else {}
         if lies is not None and latents is not None:
             lies |= {numbers[sample]: each for sample, each in latents.found.items()}
-        lost = _lost(left_out, contents.names, ends, keys, called)
+        lost = lost_of(left_out, contents.names, ends, keys, called)
         # A map stays as long as something looks at it, whatever becomes of the file.
         mapped = memoryview(mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else b"")
         told = _told_of(labelled, edits.only)
@@ -308,7 +309,7 @@ def _told() -> Iterator[None]:
         ) from error
 
 
-def _lost(
+def lost_of(
     left_out: Mapping[int, str],
     names: Sequence[str],
     ends: Sequence[int],
@@ -335,7 +336,9 @@ def is_of_row(reason: str) -> bool:
 
 
 def kind_of_lost(reason: str) -> str:
-    """As what a sample is counted that cannot be blurred, or cropped."""
+    """As what a sample is counted that cannot be blurred, cropped, or encoded, or was taken down."""
+    if reason == REMOVED:
+        return reason
     if reason.startswith((NOT_CROPPED, NOT_ENCODED)):
         return reason.partition(":")[0]
     return f"{NOT_BLURRED} ({Reason.of(reason).label})"

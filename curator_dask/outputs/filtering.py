@@ -31,6 +31,7 @@ from curator_dask.outputs.hub_schema import METADATA_KEY
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
 from curator_dask.outputs.subset import uids_of, write_subset
+from curator_dask.outputs.taken_down import taken_down, without_taken_down
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.best import Cut, check_best
 from curator_dask.rows.capped import check_cap
@@ -297,10 +298,12 @@ class FilterFile:
         said = {key: text for key, text in (table.schema.metadata or {}).items() if key == METADATA_KEY}
         kept = table.filter(pa.array(self.chosen.rows(table, name))).replace_schema_metadata(said)
         shown, id_col = name.removesuffix(".parquet"), record.id_col or "key"
+        kept = without_taken_down(self.target.folder, self.target.options, kept, id_col)
         record = replace(
             record,
             fingerprint=self.mark(name),
             complete_as="",
+            removed=0,
             report=report_of(shown, kept, id_col),
             earlier={},
             # A retry would bring rows back that do not pass.
@@ -354,6 +357,9 @@ def _write(
                 continue
             if (footer.columns or footer.fault) and not target.overwrite:
                 why = footer.fault or "was made of other rows or by another condition"
+                if not footer.fault and taken_down(target.folder, target.options) is not None:
+                    why += ", or samples were removed since: curate goes on with append=True (--append), and whatever"
+                    why += " is written anew has none of these"
                 raise OutputError(
                     f"{join(target.folder, name)}: is there, and {why}. Write to another path, or use overwrite=True"
                     " (--overwrite)"

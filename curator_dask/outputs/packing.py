@@ -33,8 +33,10 @@ from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.placing import being_written, put, unwritten
 from curator_dask.outputs.selecting import Folder, kinds_of, stamps_in
 from curator_dask.outputs.shard_names import PARTS
-from curator_dask.outputs.sharding import NewShard
+from curator_dask.outputs.sharding import NewShard, in_order
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
+from curator_dask.outputs.taken_down import taken_down
+from curator_dask.outputs.taking_out import both, columns_of, without_taken_down
 from curator_dask.outputs.vector_members import VectorMember, vector_counts
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.runs.turns import aside
@@ -196,21 +198,25 @@ class PackShard:
         samples, stamps = self._samples(shard)
         keys = self._keys(shard, samples)
         table, record = self._rows(shard, samples, keys)
+        left = without_taken_down(self.target, every := samples, keys, table, self._looked_up)
+        samples, keys, table = left.samples, left.keys, left.table
         if self.shrinking is None or (edits := self.shrinking.edits) is None:
-            return self._put(shard, name, samples, stamps, keys, table, record)
+            if left.reasons:
+                put_left_out(self.manifest, name, left.reasons, every)
+            return self._put(shard, name, samples, stamps, keys, table, record, lost=left.lost)
         contents, ends = contents_of(samples, keys, (), (), False, [])
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
         ranges = Ranges(stamps, self.shard_options)
-        called = keys_before(samples)
-        with blurred_images(edits, contents, ends, keys, called, table, ranges) as blurred:
-            put_left_out(self.manifest, name, blurred.left_out, samples)
+        with blurred_images(edits, contents, ends, keys, keys_before(samples), table, ranges) as blurred:
+            put_left_out(self.manifest, name, left.and_(blurred.left_out), every)
             gone = pa.array(sorted(blurred.left_out), pa.int64())
             blurred.lost |= self._looked_up(samples.take(gone), table.take(gone))
             kept = pa.array(blurred.kept)
             keys, table = [keys[number] for number in blurred.kept.tolist()], table.take(kept)
             table = table if edits.cropping is None else beside(table, blurred.cropped)
-            return self._put(shard, name, samples.take(kept), stamps, keys, table, record, blurred)
+            lost = both(left.lost, blurred.lost)
+            return self._put(shard, name, samples.take(kept), stamps, keys, table, record, blurred, lost)
 
     def _looked_up(self, samples: pa.Table, table: pa.Table) -> dict[str, Any]:
         """What reports say of samples that are left out, as `SelectSamples` has it."""
@@ -228,8 +234,9 @@ class PackShard:
         table: pa.Table,
         record: FileRecord,
         blurred: BlurredImages | None = None,
+        lost: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Write samples, some of whose images are blurred already; returns the report."""
+        """Write samples, some of whose images are blurred already; returns the report, with what is `lost`."""
         left_alone: list[str] = []
         captions = [] if self.caption is None else texts_of(table, self.caption)
         vectors: dict[str, Any] = {each.suffix: each.files_in(table) for each in self.vectors}
@@ -264,7 +271,7 @@ class PackShard:
                 remove(self.target.file(f"{name}{part}"), self.target.options)
             report = {
                 **REPORT,
-                **({} if blurred is None else {UNBLURRED: blurred.lost}),
+                **({UNBLURRED: lost} if lost else {}),
                 "name": name,
                 "rows": len(keys),
                 "bytes": size_of() if keys else 0,
@@ -318,7 +325,7 @@ class PackShard:
             record = FileRecord.parse(table.schema.metadata) or FileRecord("")
             stamps |= {url: FileStamp(**state) for url, state in stamps_in(record).items()}
             tables.append(table.replace_schema_metadata())
-        samples = shard.in_order(tables)
+        samples = in_order(shard, tables)
         if FILES in samples.column_names:  # of a folder only the files that are copied must be as they were
             columns = (pc.list_flatten(samples.column(name)).to_pylist() for name in (FILES, TIMES, "sizes"))
             stamps |= {
@@ -340,10 +347,11 @@ class PackShard:
         wanted += [] if self.encoded is None else [self.encoded.column]
         wanted += [*([] if self.caption is None else [self.caption]), *(each.column for each in self.vectors)]
         wanted += [] if self.shrinking is None else self.shrinking.columns
-        if not wanted:
-            return None
         path = self.rows.file(name)
+        if not wanted and taken_down(*self.target) is None:
+            return None
         there = read_footer(path, self.rows.options).columns
+        wanted += [self.id_col, *columns_of(self.target, there)]
         return read_rows(path, self.rows.options, [each for each in dict.fromkeys(wanted) if each in there])
 
     def _rows(self, shard: NewShard, samples: pa.Table, keys: Sequence[str]) -> tuple[pa.Table, FileRecord]:
@@ -358,7 +366,7 @@ class PackShard:
                 table = table.take(pa.array(numbers[shard.which == number]))
             records.append(FileRecord.parse(table.schema.metadata) or FileRecord(""))
             tables.append(table.replace_schema_metadata())
-        table = shard.in_order(tables) if tables else pa.table({"row": samples.column("row")})
+        table = in_order(shard, tables) if tables else pa.table({"row": samples.column("row")})
         if self.new_keys is not None and self.new_keys.old_id_col is not None:
             old = [key_text(text_of(key)) for key in samples.column("source_key").to_pylist()]
             table = table.append_column(self.new_keys.old_id_col, pa.array(old, pa.string()))

@@ -80,6 +80,7 @@ class PackParquet(PackShard):
         table: pa.Table,
         record: FileRecord,
         blurred: BlurredImages | None = None,
+        lost: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         captions = [None] * len(keys) if self.caption is None else texts_of(table, self.caption)
         members, ends, places = self._members(samples, keys, captions)
@@ -104,7 +105,7 @@ class PackParquet(PackShard):
                 raise OutputError(f"{path}: could not be written: {error}") from error
             report = {
                 **REPORT,
-                **({} if blurred is None else {UNBLURRED: blurred.lost}),
+                **({UNBLURRED: lost} if lost else {}),
                 "name": name,
                 "split": shard.split,
                 "rows": len(keys),
@@ -155,7 +156,7 @@ class PackParquet(PackShard):
             [each for each in schema if each.name != IMAGE and not (self.texts and each.name == TEXT)]
         )
         weight = table.nbytes // max(1, len(table))
-        with pq.ParquetWriter(file, schema, **_how(schema)) as writer:
+        with pq.ParquetWriter(file, schema, **how_written(schema)) as writer:
             start = 0
             for group in rows.groups(weight):
                 count = len(group)
@@ -253,7 +254,7 @@ class _Rows:
         }
 
 
-def _how(schema: pa.Schema) -> dict[str, Any]:
+def how_written(schema: pa.Schema) -> dict[str, Any]:
     """How columns are written: images as they are, for they are compressed; what lets the hub's viewer find a page."""
     plain = [each.name for each in schema if not pa.types.is_nested(each.type)]
     buffer = pa.BufferOutputStream()

@@ -71,6 +71,14 @@ class NewShard:
         return (type(self).__name__, self.split, self.number, self.files, self.marks, self.digest)
 
 
+def in_order(shard: NewShard, tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of several tables, each with its own in order, in the order of the shard."""
+    table = pa.concat_tables(tables, promote_options="permissive")
+    if not (np.diff(shard.which) < 0).any():
+        return table
+    return table.take(pa.array(np.argsort(np.argsort(shard.which, kind="stable"), kind="stable")))
+
+
 class NewShards(Sequence[NewShard]):
     """All shards that are to be written, each made when it is asked for.
 

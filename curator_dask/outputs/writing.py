@@ -29,6 +29,7 @@ from curator_dask.frames.record import FileRecord, inputs_of
 from curator_dask.outputs.failed import find_errors, write_failed
 from curator_dask.outputs.joining import Joined, Joining
 from curator_dask.outputs.keeping import Kept
+from curator_dask.outputs.taken_down import gone_of, remark_gone, staying
 from curator_dask.rows.known import KnownVectors, StoredRows
 from curator_dask.rows.remarks import current_remarks, fact_of, of_kept, remark, summed
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_row
@@ -155,7 +156,10 @@ class WritePartition:
             return None
         record = read_record(target.path, self.output.options)
         remarks = record.remarks if record is not None else {}
-        return KnownVectors(self._paths(target), self.output.options, self.id_col, target.reuse, remarks)
+        gone = gone_of(self.output.folder, self.output.options)
+        return KnownVectors(
+            self._paths(target), self.output.options, self.id_col, target.reuse, remarks, gone
+        )
 
     def give_up(self, reason: str) -> WritePartition:
         """The same, to be made again by a rerun: what is written lacks what was given up."""
@@ -178,6 +182,10 @@ class WritePartition:
     def _put(
         self, whole: pa.Table, table: pa.Table, errors: Any, target: Target, commits: Commits | None
     ) -> dict[str, Any]:
+        stays = staying(self.output.folder, self.output.options, whole, self.id_col)
+        if stays is not None:
+            remark_gone(whole, stays, (target.shard or {}).get("url"))
+            whole, table, errors = (each.filter(pa.array(stays)) for each in (whole, table, errors))
         bad = pc.is_valid(errors)
         report = report_of(target.name, whole, self.id_col, errors)
         report["dropped"] = report["failed"] if self.output.drop_failed else 0

@@ -19,6 +19,7 @@ from curator_dask.frames.parquet import open_parquet, read_footer, write_table
 from curator_dask.frames.record import FILTERED, FileRecord
 from curator_dask.outputs.given import Names
 from curator_dask.outputs.placing import locate
+from curator_dask.outputs.taken_down import without_taken_down
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.reports import errors_of, report_frame, report_of, report_since
 from curator_dask.storage import is_remote, join
@@ -100,12 +101,14 @@ class WriteRetrieved:
         kept = kept.append_column(BY, pa.array(chosen.queries, pa.int32()))
         kept = kept.append_column(SIMILARITY, pa.array(chosen.cosines, pa.float32()))
         shown, id_col = chosen.name.removesuffix(".parquet"), record.id_col or "key"
+        kept = without_taken_down(self.target.folder, self.target.options, kept, id_col)
         filtered = {**dict.fromkeys(("where", "top", "at_most", "by")), "nearest": [self.top, self.queries]}
         made = {"head": f"nearest to {self.said}", "vectors": self.column, "recipe": self.recipe}
         record = replace(
             record,
             fingerprint=chosen.mark,
             complete_as="",
+            removed=0,
             scores={**record.scores, BY: {**made, FOUND: self.found}, SIMILARITY: made},
             report=report_of(shown, kept, id_col),
             earlier={},

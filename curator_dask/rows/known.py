@@ -5,7 +5,7 @@ So a score, a filter or another model that is added to a finished output costs o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cached_property
@@ -20,6 +20,9 @@ from curator_dask.frames.parquet import open_parquet
 from curator_dask.rows.reasons import GAVE_UP, NOT_MADE, Reason, reason_for, reasons_in
 from curator_dask.rows.remarks import remark
 from curator_dask.storage import Options
+
+#: Why a row has nothing that was taken out of the files: it is not written.
+GONE = "removed: on request"
 
 
 class StoredRows:
@@ -79,6 +82,8 @@ class KnownVectors:
         Those that are still good.
     remarks
         What that run noticed of the shards.
+    gone
+        Which rows, by key and shard, were taken out of the files, and will not be written again; None: none.
     """
 
     def __init__(
@@ -88,8 +93,9 @@ class KnownVectors:
         id_col: str,
         columns: Sequence[str],
         remarks: Mapping[str, Mapping[str, Any]] | None = None,
+        gone: Callable[[Sequence[Any], Sequence[str | None]], np.ndarray] | None = None,
     ) -> None:
-        self.id_col = id_col
+        self.id_col, self._gone = id_col, gone
         self._columns = columns
         self._stored = StoredRows(paths, options, id_col, columns)
         self._files, self._remarks = (paths, options, id_col), remarks or {}
@@ -101,13 +107,23 @@ class KnownVectors:
                 if kind in kinds:
                     remark(str(url), kind, fact)
 
+    def _without_gone(self, ids: Sequence[Any], urls: Sequence[str | None], places: list[int]) -> np.ndarray:
+        """Which rows are not in the files as they were taken out of them: none of them is looked at again."""
+        missing = np.array(places) < 0
+        return (
+            missing & self._gone(ids, urls) if self._gone is not None and missing.any() else missing & False
+        )
+
     def has_same(self, column: str, values: pa.Array, ids: Sequence[Any], urls: Sequence[str | None]) -> bool:
         """Whether rows had these values in a column, by key and shard."""
         stored = StoredRows(*self._files, [column])
         places = stored.places(ids, urls)
-        if -1 in places or column not in stored.table.column_names:
+        stay = ~self._without_gone(ids, urls, places)
+        there = np.array(places)[stay]
+        if (there < 0).any() or column not in stored.table.column_names:
             return False
-        return bool(stored.table.column(column).take(pa.array(places)).to_pylist() == values.to_pylist())
+        mine = values.filter(pa.array(stay)).to_pylist()
+        return bool(stored.table.column(column).take(pa.array(there)).to_pylist() == mine)
 
     def find(
         self, column: str, ids: Sequence[Any], urls: Sequence[str | None]
@@ -126,20 +142,26 @@ class KnownVectors:
         if column not in self._columns:
             return None
         places = self._stored.places(ids, urls)
-        if -1 in places or not places:
+        gone = self._without_gone(ids, urls, places)
+        if (np.array(places)[~gone] < 0).any() or not places or gone.all():
             return None
         table = self._stored.table
         matrix, valid = list_to_matrix(to_array(table.column(column)))
         reasons: list[str | None] = [None] * len(places)
         stored = table.column(ERROR_COLUMN).to_pylist()
         for number, place in enumerate(places):
+            if gone[number]:
+                reasons[number] = GONE
+                continue
             if valid[place]:
                 continue
             reason = reason_for(column, reasons_in(stored[place]))
             if reason is None or Reason.of(reason).kind in (GAVE_UP, NOT_MADE):
                 return None
             reasons[number] = reason
-        return matrix[places], reasons
+        found = matrix[places]
+        found[gone] = 0
+        return found, reasons
 
     def find_columns(
         self,
@@ -174,10 +196,12 @@ class KnownVectors:
         if not {*types} <= {*self._columns}:
             return None
         places = self._stored.places(ids, urls)
-        if -1 in places or not places:
+        gone = self._without_gone(ids, urls, places)
+        if (np.array(places)[~gone] < 0).any() or not places or gone.all():
             return None
-        table = self._stored.table.select([*types, ERROR_COLUMN]).take(pa.array(places))
+        table = self._stored.table.select([*types, ERROR_COLUMN]).take(pa.array(places, mask=gone))
         reasons = [reason_for(label, reasons_in(each)) for each in table.column(ERROR_COLUMN).to_pylist()]
+        reasons = [GONE if is_gone else each for is_gone, each in zip(gone.tolist(), reasons, strict=True)]
         whole = np.array([reason is None for reason in reasons])
         sure = [table.column(name).is_valid() for name in types if name not in nullable]
         if any(not np.asarray(each)[whole].all() for each in sure):
