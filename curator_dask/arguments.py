@@ -79,7 +79,7 @@ def make_of(
     taken
         Names among its arguments that a file does not give.
     more
-        Other arguments.
+        Other arguments, but for those that the file gives.
 
     Raises
     ------
@@ -88,7 +88,7 @@ def make_of(
     """
     check_names(what, given, [name for name in names_of(make) if name not in taken])
     try:
-        return make(**given, **more)
+        return make(**{**more, **given})
     except TypeError as error:
         raise ConfigError(f"{what}: {error}") from None
 

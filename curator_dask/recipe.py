@@ -25,7 +25,7 @@ from curator_dask.image.classifiers.clusters import cluster_numbers
 from curator_dask.image.classifiers.whole import WholeModel
 from curator_dask.image.embedders.making import make_embedder
 from curator_dask.image.embedders.whole import WHOLE_MODELS, whole_models
-from curator_dask.image.statistics import AspectBuckets
+from curator_dask.image.statistics.buckets import AspectBuckets, measured_sides
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.filtering import ALL
@@ -184,9 +184,7 @@ class Recipe:
         if not isinstance(self.captions, str) or not isinstance(self.images, bool):
             said = f"captions={self.captions!r}, images={self.images!r}"
             raise ConfigError(f"{said}: expected txt, none or the path of a table; and true or false")
-        if not isinstance(self.statistics, list | tuple) or not all(
-            isinstance(each, str) for each in self.statistics
-        ):
+        if not isinstance(self.statistics, list | tuple) or {*map(type, self.statistics)} - {str}:
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")
         if isinstance(self.join, list | tuple):  # YAML takes the word `on` for true
             join = [_with_on(each) if isinstance(each, Mapping) else each for each in self.join]
@@ -318,7 +316,8 @@ class Recipe:
 
     def bucketed(self) -> AspectBuckets | None:
         """What says to which size each image is to be cropped."""
-        return None if self.buckets is None else make_of("buckets", AspectBuckets, self.buckets)
+        sides = measured_sides(self.statistics, self.prefix)
+        return None if self.buckets is None else make_of("buckets", AspectBuckets, self.buckets, **sides)
 
     def of_all_rows(self) -> dict[str, tuple[OfAllRows, str]]:
         """By name, what scores rows once all are there, and the column of captions that it is of."""

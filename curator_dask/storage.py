@@ -1,8 +1,4 @@
-"""Files by local path or fsspec URL: looked at, read and written in one way.
-
-What goes over a network is done patiently: a call that fails is tried again after a pause, and one that
-does not come back in time is left behind and counts as failed.
-"""
+"""Files by local path or fsspec URL: looked at, read and written in one way."""
 
 from __future__ import annotations
 
@@ -10,20 +6,17 @@ import io
 import logging
 import os
 import posixpath
-import random
 import stat
-import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
 from curator_dask.errors import ConfigError
-from curator_dask.settings import STALL_SECONDS
+from curator_dask.patience import BLOCK_BYTES, patiently
+from curator_dask.s3_requests import find_below, read_all, read_tail
 
 logger = logging.getLogger("curator_dask")
 
@@ -33,30 +26,8 @@ Options = Mapping[str, Any] | None
 RELATIVE = "paths are relative to the folder in which the command runs"
 """For errors of files that are not there."""
 
-TRIES = 5
-"""Times that a call to a store is tried before it is given up; the pauses between add up to about 8 seconds."""
-
-BLOCK_BYTES = 1 << 23
-"""Bytes asked of a store at a time: a connection that is cut costs no more than these."""
-
 # There a write is one request that replaces the object as a whole; elsewhere a file is written beside and renamed.
 _OBJECT_STORES = frozenset("s3 s3a gs gcs abfs abfss az adl oci oss r2 memory".split())  # noqa: SIM905
-
-# What trying again does not mend.
-_FINAL = (
-    FileNotFoundError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    NotImplementedError,
-    ImportError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-)
-_FINAL_NAMES = frozenset({"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"})
-_FINAL_STATUS = frozenset({400, 401, 403, 404, 405, 410})
 
 
 def is_remote(url: str) -> bool:
@@ -143,63 +114,6 @@ def _is_chain(url: str) -> bool:
     return "://" not in first or any("://" in each or each in fsspec.available_protocols() for each in others)
 
 
-def patiently(action: Callable[[], T], what: str, size: int = 0) -> T:
-    """The result of a call to a store, tried `TRIES` times.
-
-    Parameters
-    ----------
-    action
-        What to do; run in a thread of its own, which is left behind where it does not come back within
-        `settings.STALL_SECONDS`.
-    what
-        For the log.
-    size
-        Bytes that it moves: `settings.STALL_SECONDS` for each `BLOCK_BYTES` of them.
-
-    Raises
-    ------
-    Exception
-        The last of its errors, or the first that trying again cannot mend (no such file, no permission).
-        TimeoutError where it stalled.
-    """
-    limit = STALL_SECONDS.value() * max(1, -(-size // BLOCK_BYTES))
-    for number in range(1, TRIES + 1):
-        try:
-            return _in_time(action, limit)
-        except Exception as error:
-            if number == TRIES or _is_final(error):
-                raise
-            pause = (
-                0.5 * 2 ** (number - 1) * random.uniform(0.8, 1.2)
-            )  # all workers must not come back at once
-            logger.debug("%s: try %d of %d failed (%r); again in %.1f s", what, number, TRIES, error, pause)
-            time.sleep(pause)
-    raise AssertionError("unreachable")
-
-
-def _in_time(action: Callable[[], T], seconds: float) -> T:
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(action())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="curator-store", daemon=True).start()
-    try:
-        return future.result(seconds)
-    except TimeoutError:
-        if future.done():
-            raise  # its own
-        raise TimeoutError(f"no answer within {seconds:g} s ({STALL_SECONDS.name} sets this limit)") from None
-
-
-def _is_final(error: Exception) -> bool:
-    status = getattr(error, "status", None)
-    return isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES or status in _FINAL_STATUS
-
-
 class RemoteFile(io.RawIOBase):
     """A remote file to be read, each block of it patiently.
 
@@ -209,6 +123,8 @@ class RemoteFile(io.RawIOBase):
         Of the file.
     options
         For fsspec.
+    tail
+        Bytes at its end that are read anyhow. Where S3 has no more of it, it is not asked for the size.
 
     Raises
     ------
@@ -216,11 +132,16 @@ class RemoteFile(io.RawIOBase):
         As of `patiently`; ``OSError`` also where a block comes shorter than asked for.
     """
 
-    def __init__(self, url: str, options: Options = None) -> None:
+    def __init__(self, url: str, options: Options = None, tail: int = 0) -> None:
         super().__init__()
         self.url = url
         self._fs, self._path = filesystem(url, options)
-        self.size = int(patiently(lambda: self._fs.info(self._path), url).get("size") or 0)
+        end = patiently(lambda: read_tail(self._fs, self._path, tail), url) if tail else None
+        if end is not None and len(end) < tail:
+            self.size = len(end)
+        else:
+            self.size = int(patiently(lambda: self._fs.info(self._path), url).get("size") or 0)
+        self._end = end if end is not None and len(end) <= min(tail, self.size) else b""
         self._at = 0
         self._whole: bytes | None = None  # where the store gives nothing less
 
@@ -251,6 +172,9 @@ class RemoteFile(io.RawIOBase):
 
     def block(self, start: int, stop: int) -> bytes:
         """Bytes ``start:stop`` of the file."""
+        if self._whole is None and self.size - len(self._end) <= start < stop:
+            first = self.size - len(self._end)
+            return self._end[start - first : stop - first]
         if self._whole is None and start < stop:
             found = patiently(lambda: self._asked(start, stop), self.url)
             if len(found) == stop - start:
@@ -273,7 +197,7 @@ def read_bytes(url: str, options: Options = None, most: int | None = None) -> by
     url, options
         Of the file, for fsspec.
     most
-        Bytes of a remote file that are read; where it is given a store is not asked for the file's size before.
+        Bytes of a remote file that are read; None: all.
 
     Raises
     ------
@@ -283,8 +207,9 @@ def read_bytes(url: str, options: Options = None, most: int | None = None) -> by
     if not is_remote(url):
         return Path(local_path(url)).read_bytes()
     fs, path = filesystem(url, options)
-    limits = {} if most is None else {"start": 0, "end": most}
-    return patiently(lambda: bytes(fs.cat_file(path, **limits)), url, size=most or 0)
+    if most is None:
+        return patiently(lambda: read_all(fs, path), url)
+    return patiently(lambda: bytes(fs.cat_file(path, start=0, end=most)), url, size=most)
 
 
 def write_bytes(url: str, data: Any, options: Options = None) -> None:
@@ -369,7 +294,7 @@ def walk(folder: str, options: Options = None) -> Iterator[str]:
         return
     fs, path = filesystem(folder, options)
     try:
-        found = patiently(lambda: fs.find(path), folder)
+        found = patiently(lambda: find_below(fs, path), folder)
     except FileNotFoundError:
         return
     for name in found:

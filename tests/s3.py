@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import socket
 import threading
 import time
 import urllib.request
@@ -146,3 +147,11 @@ def options(server: FaultyServer) -> dict:
         "secret": "secret",
         "client_kwargs": {"endpoint_url": server.url, "region_name": "us-east-1"},
     }
+
+
+@contextmanager
+def closed_port():
+    """A port of this machine at which nobody listens, and nobody will meanwhile."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]

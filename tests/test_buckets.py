@@ -178,6 +178,17 @@ def samples_in(folder: Path) -> dict[str, dict[str, bytes]]:
     return found
 
 
+def test_masks_that_are_not_cropped_with_their_image_are_counted(tmp_path):
+    image, mask = saved(photograph(128, 96), "JPEG"), saved(Image.new("L", (128, 96)), "PNG")
+    (tmp_path / "masked").mkdir()
+    write_tar(tmp_path / "masked/00000.tar", [("000.jpg", image), ("000.seg.png", mask), ("001.jpg", image)])
+    dataset = ImageStatistics(["width", "height"])(ImageTextPairDataset.from_webdataset(tmp_path / "masked"))
+    how = {"bucket_size": "bucket", "image_member": "jpg"}
+    summary = AspectBuckets(64, step=32)(dataset).to_webdataset(tmp_path / "out", **how)
+    assert (summary.crops.images, summary.crops.beside) == (2, 1)
+    assert "WARNING: 1 sample has other images, which were not cropped" in str(summary)
+
+
 def test_tars_of_one_shape(data, tmp_path):
     dataset = ImageTextPairDataset.from_webdataset(data)
     with pytest.raises(DatasetError, match=r"no columns \['width', 'height'\] of pixels.*--statistics"):
@@ -290,12 +301,17 @@ def test_the_commands(data, tmp_path, client):
     bucket = ["score", str(tmp_path / "rows"), "--bucket", "96", "--bucket-step", "32", *at]
     done = run(app, bucket)
     assert done.exit_code != 0 and "--statistics" in done.output
+    measured = [str(tmp_path / "more"), "--statistics", "width,height", "--prefix", "image_"]
+    done = run(app, [*bucket[:2], *measured, *bucket[2:]])
+    assert done.exit_code == 0, done.output
+    by_prefix = pq.read_table(tmp_path / "more")["bucket"]
     done = run(app, [*bucket, "--statistics", "width,height"])
     assert done.exit_code == 0, done.output
     table = pq.read_table(tmp_path / "rows")
     known = AspectBuckets(96, step=32).step()
     sizes = [table[name].cast("float64").to_numpy() for name in ("width", "height")]
     assert table["bucket"].to_pylist() == known.names_of(*sizes).to_pylist()
+    assert table["bucket"].to_pylist() == by_prefix.to_pylist()
     again = run(app, [*bucket, "--statistics", "width,height"])
     assert again.exit_code == 0 and "nothing to do, 2 files" in again.output, again.output
     other = run(app, [*bucket, "--bucket-ratio", "1.5"])
@@ -323,14 +339,17 @@ def test_the_commands(data, tmp_path, client):
 
 def test_the_recipe(data, tmp_path):
     (tmp_path / "recipe.yaml").write_text(
-        "statistics: [width, height]\nbuckets: {resolution: 96, step: 32}\nwhere: width > 150\n"
+        "statistics: [width, height]\nprefix: image_\nbuckets: {resolution: 96, step: 32}\nwhere: image_width > 150\n"
         "export: {by: bucket, bucket_size: bucket}\n"
     )
     summary = curate(data, tmp_path / "out", Recipe.read(tmp_path / "recipe.yaml"))
     assert (summary.rows, summary.failed, summary.kept) == (20, 1, 7) and summary.complete
     found = {path.parent.name for path in (tmp_path / "out").rglob("*.tar")}
-    table = pq.read_table(tmp_path / "out/embeddings", columns=["width", "bucket"]).to_pylist()
-    assert found == {row["bucket"] for row in table if (row["width"] or 0) > 150}
+    table = pq.read_table(tmp_path / "out/embeddings", columns=["image_width", "bucket"]).to_pylist()
+    assert found == {row["bucket"] for row in table if (row["image_width"] or 0) > 150}
+    own = Recipe(statistics=["all"], prefix="a_", buckets={"resolution": 96, "step": 32, "height": "mine"})
+    assert (own.bucketed().width, own.bucketed().height) == ("a_width", "mine")
+    assert Recipe(statistics=["phash"], prefix="a_", buckets={}).bucketed().width == "width"
     for export, said in (
         ({"by": "buckt"}, "by='buckt'|by: there is no column 'buckt'"),
         ({"bucket_size": "b"}, "bucket_size"),

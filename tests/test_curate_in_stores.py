@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,9 +20,11 @@ from test_curation import picture
 from test_curation_of_urls import RECIPE as OF_URLS
 from test_curation_of_urls import expected, exported, write_urls
 
+from curator_dask import storage
 from curator_dask.curation import Recipe, curate
 from curator_dask.dedup import running
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.parquet import open_parquet, read_footer
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -123,8 +126,45 @@ def test_it_goes_on_after_an_interrupt_and_has_what_a_disk_would_have(tmp_path, 
     ) == (0, 0, 0)
     check_same(store, f"{BUCKET}/a far", near)
     before = states(store, f"{BUCKET}/a far")
+    server.log.clear()
     again = curate(data, far, Recipe(**RECIPE), **given)
+    assert len(server.log) < 200  # they were twice as many; each takes a moment
     assert counts(again) == counts(local) and states(store, f"{BUCKET}/a far") == before
+
+
+def test_s3_is_asked_once_for_what_takes_one_request(server, store):
+    place, there = f"s3://{BUCKET}/asked", options(server)
+    random = np.random.default_rng(0)
+    small, large = pa.table({"a": [1, 2]}), pa.table({"a": [random.bytes(100_000) for _ in range(3)]})
+    for name, table in (("small", small), ("large", large)):
+        with store.open(f"{BUCKET}/asked/{name}.parquet", "wb") as file:
+            pq.write_table(table, file)
+    store.pipe_file(f"{BUCKET}/asked/empty.json", b"")
+
+    def asked(look):
+        server.log.clear()
+        return look(), [method for _, method, _ in server.log]
+
+    def read(name):
+        with open_parquet(f"{place}/{name}.parquet", there) as file:
+            return file.read()
+
+    assert asked(lambda: read("small")) == (small, ["GET"])
+    found, requests = asked(lambda: read("large"))
+    assert found == large and requests.count("HEAD") == 1
+    assert asked(lambda: [*storage.walk(f"{place}/no", there)]) == ([], ["GET"])
+    assert asked(lambda: sorted(storage.walk(place, there))) == (
+        ["empty.json", "large.parquet", "small.parquet"],
+        ["GET"],
+    )
+    data, requests = asked(lambda: storage.read_bytes(f"{place}/large.parquet", there))
+    assert data == store.cat_file(f"{BUCKET}/asked/large.parquet") and requests == ["GET"]
+    assert storage.read_bytes(f"{place}/empty.json", there) == b""
+    assert read_footer(f"{place}/empty.json", there).fault
+    with pytest.raises(FileNotFoundError):
+        storage.read_bytes(f"{place}/no.json", there)
+    with pytest.raises(FileNotFoundError):
+        read("no")
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 from curator_dask.cli import app
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import ConfigError, OutputError
-from curator_dask.outputs.export_columns import schema_beside
+from curator_dask.outputs.export_columns import conformed, schema_beside
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
+from curator_dask.outputs.hub_schema import hub_schema
 from curator_dask.outputs.vector_members import check_vectors, vector_members
 from curator_dask.recipe import Recipe
 from curator_dask.webdataset.index import ShardIndex
@@ -216,9 +217,17 @@ def test_vectors_of_a_frame(rows, tmp_path):
 
 def test_a_worker_writes_the_same_as_this_process(rows):
     """pyarrow's pickle gives the values of a list of a fixed length another name, which stands in the file."""
-    found = schema_beside(pq.read_schema(rows / "00000.parquet"), "key", False, None)
-    assert pa.types.is_fixed_size_list(found.field("emb").type)
-    assert str(pickle.loads(pickle.dumps(found))) == str(found)
+    (own,) = {pq.read_schema(path) for path in rows.glob("*.parquet")}
+    pair = pa.list_(pa.field("element", pa.float32()), 2)
+    deep = [("box", pa.struct([("corner", pair)])), ("corners", pa.list_(pa.field("element", pair)))]
+    own = pa.schema([*own, *(pa.field(name, kind) for name, kind in deep)])
+    assert str(pickle.loads(pickle.dumps(own))) != str(own)
+    for found in (schema_beside(own, "key", False, None), hub_schema(own, False)):
+        assert pa.types.is_fixed_size_list(found.field("emb").type)
+        assert str(pickle.loads(pickle.dumps(found))) == str(found)
+    corners = pa.table({"box": pa.array([{"corner": [1, 2]}, None], deep[0][1])})
+    same = conformed(corners, found.remove_metadata())
+    assert same["box"].to_pylist() == [{"corner": [1, 2]}, None]
 
 
 def test_what_cannot_be_members(rows, tmp_path):

@@ -12,7 +12,7 @@ from s3 import BUCKET, Fault, options, s3_server
 from test_image_folders import rows_of, write_images
 from test_parquet_images import check_rows, write
 
-from curator_dask import storage
+from curator_dask import patience, storage
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, ShardError
 from curator_dask.outputs import lock
@@ -119,7 +119,7 @@ def test_captions_from_a_table_in_the_store(own, server, store, local):
 
 
 def test_a_store_that_falters_costs_a_shard_and_no_caption(url, server, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "TRIES", 1)
+    monkeypatch.setattr(patience, "TRIES", 1)
     dataset = ColourReader()(images_in(url, server))
     server.faults.append(Fault("cut", part="pic0004.txt"))
     server.faults.append(Fault("403", part="pic0001.WebP"))
@@ -171,11 +171,11 @@ def test_names_may_have_what_links_file_systems_in_a_chain(server, local, tmp_pa
 def test_a_large_image_has_the_time_of_its_blocks(server, store, monkeypatch):
     server.faults.clear()
     url = f"s3://{BUCKET}/blocks"
-    monkeypatch.setattr(storage, "TRIES", 1)
-    monkeypatch.setenv(storage.STALL_SECONDS.name, "0.5")
+    monkeypatch.setattr(patience, "TRIES", 1)
+    monkeypatch.setenv(patience.STALL_SECONDS.name, "0.5")
     monkeypatch.setattr(server, "delay", 0.8)
     store.pipe_file(f"{url}/large.png", b"x" * 100)
-    monkeypatch.setattr(storage, "BLOCK_BYTES", 20)
+    monkeypatch.setattr(patience, "BLOCK_BYTES", 20)
     assert storage.read_bytes(f"{url}/large.png", options(server), 100) == b"x" * 100
     with pytest.raises(TimeoutError):
         storage.read_bytes(f"{url}/large.png", options(server), 20)
@@ -208,7 +208,7 @@ def test_access_that_is_refused_is_no_fault_of_the_file(server, store, tmp_path)
     store.put(str(tmp_path / "data"), f"{BUCKET}/a b=c%20d+e", recursive=True)
     url, out = f"s3://{BUCKET}/a b=c%20d+e/", f"s3://{BUCKET}/x=1 %/out/"
     dataset = ImageTextPairDataset.from_webdataset(url, storage_options=options(server))
-    server.faults.append(Fault("403", "GET", "/00001.parquet"))
+    server.faults.append(Fault("403", "GET", "e/00001.parquet"))
     said = ColourReader()(dataset).save_metadata(out).failed_shards["00001"]
     assert f"{url}00001.parquet: could not be read" in said and "AccessDenied" in said
     assert "storage_options" in said and "not a Parquet file" not in said

@@ -29,7 +29,8 @@ from curator_dask.frames.parquet import read_record
 from curator_dask.image.classifiers import AestheticClassifier, ClusterNumber, score_output
 from curator_dask.image.classifiers.centroids import find_centroids
 from curator_dask.image.embedders.similar import similar_to_key
-from curator_dask.importing import import_vectors, return_vectors
+from curator_dask.image.statistics import ImageStatistics
+from curator_dask.importing import import_vectors, repeats, return_vectors
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.report.making import make_report
@@ -364,6 +365,10 @@ def test_a_second_run_does_what_is_missing_and_replaces_nothing_else(tmp_path):
     assert (summary.written, summary.skipped, summary.rows_before) == (1, 2, 2 * ROWS)
     os.utime(source / "00000001.npz")  # it may be another
     assert datacomp_import(source, out).written == 1
+    for kept in (out, tmp_path / "kept"):
+        with pytest.raises(OutputError, match=r"0.parquet: no column holds .* fetch those that you want"):
+            score_output(kept, [ImageStatistics(["phash"])])
+        filter_output(out, tmp_path / "kept", where="uid > '0'")
     for other in ({"image_vectors": "b32_img", "model": None}, {"model": "mine"}, {"normalize": False}):
         with pytest.raises(OutputError, match="made of other vectors"):
             datacomp_import(source, out, text_vectors=None, **other)
@@ -375,6 +380,46 @@ def test_a_second_run_does_what_is_missing_and_replaces_nothing_else(tmp_path):
     np.savez(source / "later.npz", **dict.fromkeys(["l14_img", "l14_txt"], np.ones((3, 768), "f2")))
     summary = datacomp_import(source, out, rows_per_file=5)
     assert (summary.written, summary.skipped) == (1, 9)
+
+
+@pytest.mark.parametrize("held", [1 << 22, 4])  # in memory, and in files by their digests
+def test_a_key_in_two_parts_of_a_table_costs_the_table(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(repeats, "HELD", held)
+    source, out = write_datacomp(tmp_path / "dc"), tmp_path / "out"
+    for file, again in ((0, {11: 2, 4: 2}), (2, {3: 1})):  # of rows in other parts, and in the same one
+        path = source / f"{file:08d}.parquet"
+        uids = [uid_of(number) for number in numbers_of(file)]
+        uids = [uids[again.get(row, row)] for row in range(ROWS)]
+        pq.write_table(rows_of(numbers_of(file), uid=uids), path)
+    summary = datacomp_import(source, out, rows_per_file=5)
+    assert not summary.complete and {*summary.failed_shards} == {
+        f"{file:08d}.part-{part:05d}" for file in (0, 2) for part in range(3)
+    }
+    why = summary.failed_shards["00000000.part-00001"]
+    assert f"1 key of the column 'uid' in several rows: {uid_of(2)!r} in rows 2, 4, 11. Which" in why
+    assert "in rows 1, 3" in summary.failed_shards["00000002.part-00000"]
+    check_vectors(read(out), "image_embedding", "l14_img", numbers_of(1))  # the others go on
+    assert summary.rows == ROWS
+    for file in (0, 2):
+        pq.write_table(rows_of(numbers_of(file)), source / f"{file:08d}.parquet")
+    summary = datacomp_import(source, out, rows_per_file=5)
+    assert summary.complete and (summary.written, summary.skipped) == (6, 3)
+    check_vectors(read(out), "text_embedding", "l14_txt", range(FILES * ROWS))
+
+
+def test_parts_of_an_import(tmp_path):
+    source, out = write_datacomp(tmp_path / "dc"), tmp_path / "out"
+    first = datacomp_import(source, out, rows_per_file=5, part="0/2")
+    assert first.part["all_shards"] == FILES and 0 < first.part["shards"] < FILES
+    assert first.written == 3 * first.part["shards"]
+    for other in ({"normalize": False}, {"model": "mine"}):
+        with pytest.raises(OutputError, match="made of other vectors"):
+            datacomp_import(source, out, rows_per_file=5, part=(1, 2), **other)
+    second = datacomp_import(source, out, rows_per_file=5, part=(1, 2))
+    assert second.written == 3 * FILES - first.written and "part 1/2" in str(second)
+    whole = datacomp_import(source, out, rows_per_file=5)
+    assert (whole.written, whole.skipped) == (0, 3 * FILES)
+    check_vectors(read(out), "image_embedding", "l14_img", range(FILES * ROWS))
 
 
 def test_claims_are_believed_as_far_as_they_go(tmp_path):
@@ -491,7 +536,10 @@ def test_commands_on_a_cluster(client, tmp_path):
     source, out = write_datacomp(tmp_path / "dc"), tmp_path / "out"
     place = ("--scheduler-address", client.scheduler.address)
     taken = ("--image-vectors", "l14_img", "--text-vectors", "l14_txt", "--id-column", "uid", "--model", L14)
-    run("import", source, out, *taken, *place)
+    for part in ("1/2", "0/2"):
+        assert f"part {part}" in run(
+            "import", source, out, *taken, "--part", part, "--rows-per-file", 7, *place
+        )
     run("score", out, "--text-vectors", "text_embedding", *place)
     frame = read(out)
     check_vectors(frame, "text_embedding", "l14_txt", range(FILES * ROWS))
@@ -500,5 +548,10 @@ def test_commands_on_a_cluster(client, tmp_path):
         [a @ b for a, b in zip(frame.image_embedding, frame.text_embedding, strict=True)],
         atol=1e-6,
     )
+    # A pipeline of commands ends where nothing is left.
+    none = ("--where", "uid = 'nobody'")
+    assert "0 of 36 rows kept" in run("filter", out, tmp_path / "none", *none, *place, code=1)
+    said = run("export", out, tmp_path / "tars", *none, *place, code=1)
+    assert "NONE of 36 rows has a sample that is left: there is no tar" in said
     (source / "00000001.npz").unlink()
     assert "00000001.npz" in run("import", source, tmp_path / "rest", *taken, *place, code=1)

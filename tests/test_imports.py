@@ -62,6 +62,8 @@ LAYERS = (
     "cluster",
     "dashboard",
     "storage",
+    "s3_requests",
+    "patience",
     "cache",
     "fingerprint",
     "settings",

@@ -434,8 +434,10 @@ def test_the_command_is_ended_by_what_slurm_sends_and_goes_on(folder, tmp_path):
     said = (tmp_path / "log").read_text()
     assert "interrupted by SIGTERM: finished shards are kept, the same command goes on from there" in said
     assert "Traceback" not in said
-    there = {path.name for path in (tmp_path / "out").iterdir()}
-    assert there == {path.name for path in (tmp_path / "out").glob("*.parquet")}
+    there = {path.name for path in (tmp_path / "out").glob("*.parquet")}
+    # A worker that was ended while it wrote leaves that file's hidden beginning, which the next run takes away.
+    left = {path.name for path in (tmp_path / "out").iterdir()} - there
+    assert all(name.startswith(".") and name.endswith(".tmp") for name in left) and len(left) <= 2, left
     assert 3 <= len(there) < 60
     for name in there:
         pq.read_table(tmp_path / "out" / name)

@@ -19,7 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from leftovers import SECONDS, check_nothing_left
 from s3 import BUCKET, Fault, options, s3_server
 
-from curator_dask import get_client, storage
+from curator_dask import get_client, patience
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.errors import DatasetError, OutputError, ShardError
 from curator_dask.frames.committing import machine_name
@@ -167,7 +167,7 @@ def test_faults_that_pass_cost_time_alone(server, store, url, local, client):
 
 def try_so_often(times):
     """Calls to a store, in a worker's process; how often it was before."""
-    before, storage.TRIES = storage.TRIES, times
+    before, patience.TRIES = patience.TRIES, times
     return before
 
 

@@ -39,7 +39,12 @@ BucketUpscale = Annotated[
     typer.Option(help="Buckets, too, for images that have fewer pixels; else these get null."),
 ]
 BucketOf = Annotated[
-    str, typer.Option(metavar="WIDTH,HEIGHT", help="Columns of the pixels of the upright image.")
+    str | None,
+    typer.Option(
+        metavar="WIDTH,HEIGHT",
+        help="Columns of the pixels of the upright image.  [default: those of --statistics, else width,height]",
+        show_default=False,
+    ),
 ]
 BucketColumn = Annotated[str, typer.Option(metavar="NAME", help="Name of the column of --bucket.")]
 

@@ -233,7 +233,8 @@ def export(
     The same command again does only what is missing. OUTPUT.export keeps what that needs, and says in its manifest
     where each sample comes from.
 
-    Exit code 0: done. 1: a tar could not be read, or not all of it, or not written. 2: wrong usage.
+    Exit code 0: done. 1: a tar could not be read, or not all of it, or not written; no sample is
+    left. 2: wrong usage.
     """
     size = bytes_in(shard_bytes, "--shard-bytes")
     names, vectors = names_in(columns, "--columns"), names_in(npy, "--npy")
@@ -364,7 +365,7 @@ def export(
                     workers=start if alike else nullcontext,
                 )
         put(summary.to_dict())
-    if not summary.complete:
+    if not summary.complete or summary.empty:
         raise typer.Exit(EXIT_SHARD)
 
 

@@ -104,7 +104,8 @@ def filter_rows(
 
     Without OUTPUT nothing is written. The same command again does only what is missing. No tar is opened.
 
-    Exit code 0: done. 1: a file could not be read. 2: wrong usage, a condition that does not fit the columns among it.
+    Exit code 0: done. 1: a file could not be read; no row of what is written passes. 2: wrong usage, a condition that
+    does not fit the columns among it.
     """
     unknown = [name for name in preset or () if name not in PRESETS]
     if unknown:
@@ -159,5 +160,6 @@ def filter_rows(
             workers=partial(workers_of, cluster, scheduler_address, scheduler_file, workers),
         )
         put(summary.to_dict())
-    if summary.output is not None and not summary.output.complete:
+    written = summary.output is not None or summary.subset is not None
+    if (summary.output is not None and not summary.output.complete) or (written and not summary.kept):
         raise typer.Exit(EXIT_SHARD)

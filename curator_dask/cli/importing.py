@@ -14,6 +14,7 @@ from curator_dask.cli.options import (
     ClusterType,
     JsonFile,
     OutputOptions,
+    PartOfRun,
     SchedulerAddress,
     SchedulerFile,
     Workers,
@@ -107,6 +108,7 @@ def import_(
     overwrite: Annotated[
         bool, typer.Option(help="Replace files in OUTPUT that something else has made.")
     ] = False,
+    part: PartOfRun = None,
     cluster: Cluster = ClusterType.cpu,
     scheduler_address: SchedulerAddress = None,
     scheduler_file: SchedulerFile = None,
@@ -139,6 +141,7 @@ def import_(
         "--text-vectors": text_vectors,
     }
     of_vectors |= {"--model": model, "--text-model": text_model, "--columns": names, "--id-column": id_column}
+    of_vectors |= {"--part": part}
     if rows is not None and (wrong := [name for name, value in of_vectors.items() if value]):
         raise typer.BadParameter(
             "is for vectors as they came; with --rows they are of an output, which says it",
@@ -176,6 +179,7 @@ def import_(
                 normalize=normalize,
                 rows_per_file=rows_per_file,
                 overwrite=overwrite,
+                part=part,
                 storage_options=options,
                 output_storage_options=output_options,
                 workers=opens,

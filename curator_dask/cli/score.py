@@ -177,7 +177,7 @@ def score(
     bucket_max: BucketMax = None,
     bucket_ratio: BucketRatio = None,
     bucket_upscale: BucketUpscale = True,
-    bucket_of: BucketOf = "width,height",
+    bucket_of: BucketOf = None,
     bucket_column: BucketColumn = "bucket",
     text_statistics: TextStatisticsOption = None,
     same_captions: Annotated[
@@ -252,6 +252,7 @@ def score(
     )
     from curator_dask.image.classifiers.levels import read_levels
     from curator_dask.image.statistics import AspectBuckets, ImageStatistics
+    from curator_dask.image.statistics.buckets import measured_sides
     from curator_dask.outputs.settings_there import settings_of
     from curator_dask.text import ClipScore, NegClipLoss, SameCaptions, TextStatistics
     from curator_dask.text.embedders import TEXT_EMBEDDING_COLUMN, make_text_embedder
@@ -310,7 +311,12 @@ def score(
             its = {name: how[name] for name in _READING if name in how}
             heads.append(ImageStatistics(of_images, prefix=prefix, **its))
         if bucket:
-            width, _, height = bucket_of.partition(",")
+            if bucket_of is None:
+                sides = measured_sides(of_images, prefix)
+            else:
+                sides = dict(
+                    zip(("width", "height"), map(str.strip, bucket_of.partition(",")[::2]), strict=True)
+                )
             heads.append(
                 AspectBuckets(
                     resolutions_in(bucket),
@@ -319,9 +325,8 @@ def score(
                     max_side=bucket_max,
                     max_ratio=bucket_ratio,
                     upscale=bucket_upscale,
-                    width=width.strip(),
-                    height=height.strip(),
                     column=bucket_column,
+                    **sides,
                 )
             )
         if same_captions:

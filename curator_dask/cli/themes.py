@@ -12,7 +12,7 @@ THEMES = {
     "Embed and measure": ("embed", "classify", "caption", "detect", "ask", "score", "retry"),
     "Look": ("info", "report", "browse", "search", "compare"),
     "Choose": ("filter", "dedup", "join", "label", "fit", "centroids", "balance", "retrieve"),
-    "Write": ("export",),
+    "Write": ("export", "remove"),
 }
 
 

@@ -14,12 +14,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.compare.moments import Moments
 from curator_dask.dedup.products import exact_dots
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import unit
 from curator_dask.outputs.vectors import vectors_of
-from curator_dask.report.tasks import on_cluster
 from curator_dask.storage import Options
 
 #: Parts of an output that are compared, and with the rest all of it.

@@ -31,8 +31,9 @@ from curator_dask.cache import POSSESSIONS
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import OutputError
 from curator_dask.frames.committing import machine_name
+from curator_dask.patience import TRIES
 from curator_dask.settings import STAGE_BYTES
-from curator_dask.storage import TRIES, Options, RemoteFile
+from curator_dask.storage import Options, RemoteFile
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.staging import current_worker
 

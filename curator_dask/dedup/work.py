@@ -19,8 +19,9 @@ from curator_dask.errors import ConfigError, OutputError
 from curator_dask.fingerprint import fingerprint
 from curator_dask.outputs.placing import locate
 from curator_dask.outputs.saving import check_apart, opened
+from curator_dask.patience import patiently
 from curator_dask.settings import check_local
-from curator_dask.storage import Options, filesystem, is_remote, join, patiently, read_bytes, remove, walk
+from curator_dask.storage import Options, filesystem, is_remote, join, read_bytes, remove, walk
 from curator_dask.threads import in_threads
 
 logger = logging.getLogger("curator_dask")

@@ -25,6 +25,7 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.selecting import Folder
 from curator_dask.rows.caption_files import read_table
 from curator_dask.rows.csv_pieces import CsvPieces, text_lines
+from curator_dask.rows.json_pieces import JsonPieces
 from curator_dask.rows.key_column import KeyColumn
 from curator_dask.rows.user_tables import faults
 from curator_dask.storage import Options, RemoteFile, is_remote, local_path, upload
@@ -71,7 +72,7 @@ class TextForm:
         file
             Its name, which says what it is.
         data, size
-            What is in it, not compressed, and how much that is. Of JSON Lines, and of little, all is read at once.
+            What is in it, not compressed, and how much that is. Of little all is read at once.
 
         Raises
         ------
@@ -89,14 +90,19 @@ class TextForm:
         data.seek(0)
         try:
             with faults(file):
-                if kind == ".jsonl" or size <= WHOLE:
+                if size <= WHOLE:
                     table = read_table(f"table{kind}", data.read(), key).replace_schema_metadata()
                     return table.schema, len(table), [table]
-                view = memoryview(mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ))
-                pieces = CsvPieces.of(view, key, kind == ".tsv")
+                pieces: JsonPieces | CsvPieces
+                if kind == ".jsonl":
+                    pieces = JsonPieces.of(data, key)
+                else:
+                    view = memoryview(mmap.mmap(data.fileno(), 0, access=mmap.ACCESS_READ))
+                    pieces = CsvPieces.of(view, key, kind == ".tsv")
                 return pieces.schema, pieces.rows, pieces
         except DatasetError as error:
-            if self.names is None and b"http" in first[: first.find(b"\n") if b"\n" in first else None]:
+            named = self.names is not None or kind not in DELIMITERS
+            if not named and b"http" in first[: first.find(b"\n") if b"\n" in first else None]:
                 raise DatasetError(
                     f"{error}. Its first line has a URL: say what its columns are (column_names=, --column-names), all"
                     f" of them in their order, as {self.url_column},caption"

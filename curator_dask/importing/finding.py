@@ -59,7 +59,7 @@ class Index:
                 for batch in _batches(opened, column):
                     texts = pa.array(id_texts(batch), pa.string())
                     there = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
-                    digests.append(_digests(texts.take(pa.array(there))))
+                    digests.append(digests_of(texts.take(pa.array(there))))
                     places.append((np.int64(number) << _ROW_BITS) + at + there)
                     at += len(texts)
         whole, where = np.concatenate(digests), np.concatenate(places)
@@ -72,7 +72,7 @@ class Index:
         Of a value they are at most `MOST_ROWS`: in a column that is none of keys, one may stand in all rows.
         """
         there = np.flatnonzero(texts.is_valid().to_numpy(zero_copy_only=False))
-        wanted = _digests(texts.take(pa.array(there)))
+        wanted = digests_of(texts.take(pa.array(there)))
         first = np.searchsorted(self.digests, wanted, "left")
         counts = np.minimum(np.searchsorted(self.digests, wanted, "right") - first, MOST_ROWS)
         ends = np.cumsum(counts)
@@ -85,7 +85,8 @@ def _batches(file: pq.ParquetFile, column: str) -> list[pa.Array]:
     return [batch.column(0) for batch in file.iter_batches(65_536, columns=[column])]
 
 
-def _digests(texts: pa.Array) -> np.ndarray:
+def digests_of(texts: pa.Array) -> np.ndarray:
+    """uint64 (n,): of texts, none of them null."""
     found: np.ndarray = pd.util.hash_array(
         texts.to_numpy(zero_copy_only=False).astype(object), categorize=False
     )

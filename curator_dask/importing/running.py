@@ -11,26 +11,25 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from curator_dask.cluster.setup import OpenWorkers, at_work
+from curator_dask.cluster.setup import OpenWorkers
 from curator_dask.decode.spec import check_counts
-from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
+from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
-from curator_dask.frames.parquet import Footer, open_parquet, read_footer, read_record
+from curator_dask.frames.parquet import open_parquet
 from curator_dask.importing.checking import dim_of
 from curator_dask.importing.claims import claim
+from curator_dask.importing.files import write_pieces
 from curator_dask.importing.layouts import DATACOMP, TEXT_EMBEDDING, Found, Pair, find_pairs, is_image
 from curator_dask.importing.writing import ImportFile, Piece
-from curator_dask.outputs.failed import output_files, tell_others
 from curator_dask.outputs.placing import locate
-from curator_dask.outputs.saving import check_apart, opened
+from curator_dask.outputs.saving import check_apart
 from curator_dask.outputs.writing import Output
 from curator_dask.rows.ids import check_id_type
-from curator_dask.runs.settle import file_tasks, run_targets
+from curator_dask.runs.parts import Part
 from curator_dask.runs.summary import SaveSummary
-from curator_dask.runs.targets import Target
-from curator_dask.storage import Options, join, remove
+from curator_dask.storage import Options
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.parquet import KEY, file_of
+from curator_dask.webdataset.parquet import KEY
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
@@ -61,14 +60,16 @@ def import_vectors(
     normalize: bool = True,
     rows_per_file: int = ROWS_PER_FILE,
     overwrite: bool = False,
+    part: tuple[int, int] | str | None = None,
     storage_options: Options = None,
     output_storage_options: Options = None,
     workers: OpenWorkers = nullcontext,
 ) -> SaveSummary:
     """Make an output of tables and their vectors: rows to score, filter and deduplicate before an image is there.
 
-    Vectors are found by their rows' places, as these formats have it: a file whose counts differ is not taken, and the
-    others go on. A vector that has NaN, or is all zeros, is null, and ``image_error`` says why.
+    Vectors are found by their rows' places, as these formats have it: a table whose counts differ, or that has a key in
+    several rows, is not taken, and the others go on. A vector that has NaN, or is all zeros, is null, and
+    ``image_error`` says why.
 
     Parameters
     ----------
@@ -95,6 +96,9 @@ def import_vectors(
         Tables of more rows go into several files.
     overwrite
         Replace files in `output` that something else has made, and remove those of tables that were cut otherwise.
+    part
+        Import one part of the tables, ``(0, 8)`` or ``"0/8"`` to ``(7, 8)``, for jobs that know nothing of one another.
+        A call without it does what is left.
     storage_options, output_storage_options
         For fsspec, where `path` and `output` are URLs; without the second those of `path`, too.
     workers
@@ -111,6 +115,7 @@ def import_vectors(
     """
     started = time.monotonic()
     check_counts(rows_per_file=rows_per_file)
+    only = Part.of_given(part)
     found = find_pairs(path, layout, image_vectors, text_vectors, storage_options)
     target_options = storage_options if output_storage_options is None else output_storage_options
     target = Output(locate(os.fspath(output), target_options), target_options, False, overwrite, False)
@@ -123,15 +128,9 @@ def import_vectors(
         for name, dim in _dims(found, tables, storage_options).items()
     }
     _tell(found, claims, model)
-    pieces = [
-        each
-        for pair, table in zip(found.pairs, tables, strict=True)
-        for each in _cut(pair, table, rows_per_file)
-    ]
+    cut = {pair: _cut(pair, table, rows_per_file) for pair, table in zip(found.pairs, tables, strict=True)}
     function = ImportFile(schema, id_col, numbered, claims, normalize, storage_options, target)
-    summary = _write(pieces, function, started, workers)
-    logger.info("%s", summary)
-    return summary
+    return write_pieces(cut, function, only, started, workers)
 
 
 def _look(pair: Pair, options: Options) -> _Table:
@@ -234,63 +233,3 @@ def _cut(pair: Pair, table: _Table, most: int) -> list[Piece]:
     count = -(-rows // most)
     bounds = [rows * part // count for part in range(count + 1)]
     return [Piece(pair, rows, bounds[part], bounds[part + 1], part) for part in range(count)]
-
-
-def _write(
-    pieces: Sequence[Piece], function: ImportFile, started: float, workers: OpenWorkers
-) -> SaveSummary:
-    target = function.target
-    summary = SaveSummary(target.folder, opened=False)
-    names = [piece.file for piece in pieces]
-    with opened(target.folder, target.options):
-        there = in_threads(lambda name: read_footer(join(target.folder, name), target.options), names)
-        marks = in_threads(function.mark, pieces)
-        stale = _stale(pieces, function)
-        todo: list[Piece] = []
-        for piece, footer, mark in zip(pieces, there, marks, strict=True):
-            if footer.is_finished(mark):
-                _, report = footer.told(piece.name, "")
-                summary.skipped += 1
-                summary.rows_before += footer.rows
-                summary.failed_before += report["failed"]
-                continue
-            _check_free(piece, footer, function)
-            todo.append(piece)
-        if todo:
-            with at_work(workers) as client:
-                summary.startup_seconds = time.monotonic() - started
-                targets = [Target.of_file(target.folder, piece.file) for piece in todo]
-                run_targets(file_tasks(function, todo, "import-file", client), client, targets, summary)
-        for name in stale if summary.complete else ():
-            remove(join(target.folder, name), target.options)
-    summary.seconds = time.monotonic() - started
-    return summary
-
-
-def _check_free(piece: Piece, footer: Footer, function: ImportFile) -> None:
-    if not (footer.columns or footer.fault) or function.target.overwrite or function.replaces(piece, footer):
-        return
-    why = footer.fault or "was made of other vectors, or by another command"
-    raise OutputError(
-        f"{join(function.target.folder, piece.file)}: is there, and {why}. Write to another path, or use overwrite=True"
-        " (--overwrite)"
-    )
-
-
-def _stale(pieces: Sequence[Piece], function: ImportFile) -> list[str]:
-    """Files of tables that are cut into others now: their rows would be there twice."""
-    target, names = function.target, {piece.file for piece in pieces}
-    tables = {piece.pair.table for piece in pieces}
-    found = []
-    for name in output_files(target.folder, target.options):
-        record = None if name in names else read_record(join(target.folder, name), target.options)
-        if record is not None and record.url is not None and file_of(record.url) in tables:
-            found.append(name)
-    if found and not target.overwrite:
-        raise OutputError(
-            f"{join(target.folder, found[0])}: is there, and has rows of a table that is cut into other files now"
-            " (rows_per_file, or more rows): they would be there twice. Write to another path, or use overwrite=True"
-            " (--overwrite), which removes such files when all is written"
-        )
-    tell_others(target.folder, [*names, *found], target.options)
-    return found

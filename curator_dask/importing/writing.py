@@ -43,6 +43,8 @@ class Piece:
         Of the piece.
     part
         Its number; None: it is all of the table.
+    fault
+        Why nothing of the table is taken.
     """
 
     pair: Pair
@@ -50,6 +52,7 @@ class Piece:
     start: int
     stop: int
     part: int | None = None
+    fault: str | None = None
 
     @property
     def name(self) -> str:
@@ -70,6 +73,7 @@ class Piece:
             self.start,
             self.stop,
             self.part,
+            self.fault,
         )
 
 
@@ -130,6 +134,13 @@ class ImportFile:
         how = "normalized" if self.normalize else "as they are"
         return {column: f"import {source.name or 'npy'} {how}" for column, source in piece.pair.vectors}
 
+    @property
+    def made(self) -> dict[str, dict[str, Any]]:
+        """By column of vectors, what parts of one import must say alike; as JSON has it."""
+        how = {"normalized": self.normalize, "id_col": self.id_col, "numbered": self.numbered}
+        columns = sorted(f"{each.name}: {each.type}" for each in self.schema)
+        return {name: {**each, **how, "columns": columns} for name, each in self.claims.items()}
+
     def mark(self, piece: Piece) -> str:
         """The fingerprint of what is written."""
         said = {
@@ -162,8 +173,8 @@ class ImportFile:
 
     def __call__(self, piece: Piece) -> pd.DataFrame:
         """Do it; returns a report as `WritePartition` does."""
-        if self.given_up is not None:
-            raise ShardError(f"{piece.pair.table}: {self.given_up}")
+        if why := self.given_up or piece.fault:
+            raise ShardError(f"{piece.pair.table}: {why}")
         # Before anything is read: a file that changes meanwhile is not taken for what it was.
         shard, mark = self.shard(piece), self.mark(piece)
         check_rows(piece.pair.table, piece.rows, self.options)

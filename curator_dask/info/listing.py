@@ -12,7 +12,8 @@ from typing import Any
 from curator_dask.errors import OutputError
 from curator_dask.frames.parquet import TEMPORARY
 from curator_dask.outputs.lock import LOCK_NAME, PARTS_FOLDER, RunLock, part_named, parts_there
-from curator_dask.storage import Options, filesystem, is_remote, join, patiently, read_bytes
+from curator_dask.patience import patiently
+from curator_dask.storage import Options, filesystem, is_remote, join, read_bytes
 
 #: Below an output, where rows that failed were written once.
 _FORMERLY = "_errors/"

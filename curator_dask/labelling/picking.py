@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix, unit
 from curator_dask.frames.names import CAPTION_COLUMN, URL_COLUMN
 from curator_dask.report.folder import File, Folder, blocks
 from curator_dask.report.rows import column_values, short
-from curator_dask.report.tasks import on_cluster
 from curator_dask.rows.lookup import key_texts
 from curator_dask.storage import Options
 

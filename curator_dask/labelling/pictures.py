@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.cluster.workers import current_client
 from curator_dask.errors import CuratorError
-from curator_dask.report.tasks import on_cluster
 from curator_dask.rows.thumbnails import data_uri, read_thumbnails
 from curator_dask.storage import Options
 

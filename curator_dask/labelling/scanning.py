@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.image.fitting.sources import Asked, LabelTables
 from curator_dask.report.folder import File, Folder, blocks
 from curator_dask.report.rows import numbers_of
-from curator_dask.report.tasks import on_cluster
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options
 

@@ -107,12 +107,15 @@ class CropCount:
         Of these, those that were smaller than their bucket in width or height.
     cut, most
         The shares of area that were cut off, summed; and the largest.
+    beside
+        Samples of these with other images, which are as they were: a mask does not lie on its image any more.
     """
 
     images: int = 0
     enlarged: int = 0
     cut: float = 0.0
     most: float = 0.0
+    beside: int = 0
 
     @classmethod
     def of(cls, crops: Iterable[Crop | None]) -> CropCount:
@@ -129,13 +132,20 @@ class CropCount:
         self.enlarged += other["enlarged"]
         self.cut += other["cut"]
         self.most = max(self.most, other["most"])
+        self.beside += other.get("beside", 0)  # exports before did not say it
 
     def lines(self) -> list[str]:
         """In words; none where there is nothing to say."""
         if not self.images:
             return []
         enlarged = f", {self.enlarged:,} of them enlarged" * bool(self.enlarged)
+        beside = [
+            f"  WARNING: {counted(self.beside, 'sample', 'has', 'have')} other images, which were not cropped: a mask"
+            " does not lie on its image any more. Crop them by exported_crop_top and exported_crop_left, or leave them"
+            " out"
+        ]
         return [
             f"  {counted(self.images, 'image', 'has', 'have')} the size of the bucket{enlarged}: cropping cut off"
-            f" {self.cut / self.images:.1%} of their area on average, {self.most:.1%} at the most"
+            f" {self.cut / self.images:.1%} of their area on average, {self.most:.1%} at the most",
+            *(beside if self.beside else []),
         ]

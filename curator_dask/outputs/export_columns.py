@@ -40,9 +40,17 @@ def texts_of(table: pa.Table, column: str) -> list[bytes | None]:
     return texts
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """A list of a fixed length whose values are called as pickle calls them: whoever writes a file, it is the same."""
-    return pa.list_(kind.value_type, kind.list_size) if pa.types.is_fixed_size_list(kind) else kind
+def as_pickled(kind: pa.DataType) -> pa.DataType:
+    """A type as pickle leaves it, which names the values of fixed-size lists anew: whoever writes, it is the same."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(as_pickled(kind.value_type), kind.list_size)
+    if pa.types.is_struct(kind):
+        return pa.struct([each.with_type(as_pickled(each.type)) for each in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(as_pickled(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(as_pickled(kind.value_type)))
+    return kind
 
 
 def schema_beside(
@@ -52,7 +60,7 @@ def schema_beside(
     fields = [
         each.with_type(pa.string())
         if each.name == id_col and text_keys
-        else each.with_type(_plain(each.type))
+        else each.with_type(as_pickled(each.type))
         for each in found
         if each.name != URL_COLUMN and each.name not in {new.name for new in made}
     ]

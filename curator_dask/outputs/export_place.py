@@ -30,7 +30,7 @@ from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.shard_names import PARTS, is_shard, names_of, shortened, strays
 from curator_dask.outputs.twins_told import NOTE, SUFFIX
 from curator_dask.runs.parts import Part
-from curator_dask.storage import exists, is_remote, join, read_bytes, remove, walk
+from curator_dask.storage import is_remote, join, read_bytes, remove, walk
 from curator_dask.words import counted
 
 logger = logging.getLogger("curator_dask")
@@ -314,11 +314,11 @@ class ExportPlace:
     def _own_card(self, note: Mapping[str, Any]) -> bool:
         """Whether the card that is there is as it was written, by nobody else."""
         known, path = (note.get("card") or {}).get("digest"), join(self.target.path, CARD)
-        if known is None or not exists(path, self.target.options):
+        if known is None:
             return False
         try:
             return bool(_digest(read_bytes(path, self.target.options)) == known)
-        except OSError:  # a folder, or what must not be read
+        except OSError:  # not there, a folder, or what must not be read
             return False
 
     def put_card(self, of: str, make: Callable[[], str]) -> str | None:
@@ -368,12 +368,9 @@ class ExportPlace:
 
     def _note(self) -> dict[str, Any] | None:
         """What the last export there says of itself; None where there was none."""
-        path = join(self.beside, NOTE)
-        if not exists(path, self.target.options):
-            return None
         try:
-            found = json.loads(read_bytes(path, self.target.options))
-        except ValueError:
+            found = json.loads(read_bytes(join(self.beside, NOTE), self.target.options))
+        except (FileNotFoundError, ValueError):
             return None
         return found if isinstance(found, dict) else None
 

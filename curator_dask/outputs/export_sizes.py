@@ -11,7 +11,7 @@ from curator_dask.errors import OutputError
 from curator_dask.outputs.latents import remove_latents
 from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.selecting import Folder
-from curator_dask.storage import Options, exists, is_remote, read_bytes, remove
+from curator_dask.storage import Options, is_remote, read_bytes, remove
 
 #: By name of a tar, its samples: ``get_dataset_size`` of open_clip's ``open_clip_train/data.py`` reads it.
 SIZES = "sizes.json"
@@ -34,7 +34,7 @@ def put_sizes(target: Folder, samples: Mapping[str, int]) -> None:
     for folder, sizes in folders.items():
         path = target.file(posixpath.join(folder, SIZES))
         content = f"{json.dumps(sizes, indent=0)}\n".encode()
-        if not exists(path, target.options) or not _holds(path, content, target.options):
+        if not _holds(path, content, target.options):
             put(path, content, target.options)
 
 

@@ -236,6 +236,11 @@ class ExportSummary:
         """Every new tar is there, and every tar was read to its end."""
         return not (self.failed_shards or self.damaged_shards)
 
+    @property
+    def empty(self) -> bool:
+        """There is no sample, neither new nor in tars that stay."""
+        return not (self.kept or self.earlier_samples)
+
     def add_file(self, report: Mapping[str, Any]) -> None:
         """Count what was looked up of a file (`curator_dask.outputs.selecting`)."""
         self.rows += report["rows"]

@@ -58,9 +58,8 @@ def list_errors(folder: str, options: Options) -> dict[str, str]:
 
 def output_files(folder: str, options: Options) -> list[str]:
     """Names of the Parquet files of an output, in order, without those of failed rows."""
-    failed = list_errors(folder, options)
-    files = [path for path in sorted(list_parquet(folder, options)) if path not in failed]
-    return [path.removeprefix(folder).lstrip("/") for path in files]
+    names = (path.removeprefix(folder).lstrip("/") for path in sorted(list_parquet(folder, options)))
+    return [name for name in names if not name.startswith(f"{ERRORS_FORMERLY}/")]
 
 
 def tell_others(folder: str, names: Collection[str], options: Options) -> None:

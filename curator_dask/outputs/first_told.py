@@ -8,7 +8,7 @@ from curator_dask.words import counted, sized
 
 
 def first_lines(summary: Any, noun: str, size: int) -> list[str]:
-    """Two lines.
+    """Two lines, and a third where nothing is left.
 
     Parameters
     ----------
@@ -43,5 +43,9 @@ def first_lines(summary: Any, noun: str, size: int) -> list[str]:
             f" before; about"
             f" {sized(summary.needed)} are needed{by}{free};"
             f" {summary.seconds:.1f} s"
+        )
+    if summary.empty:
+        lines.append(
+            f"  NONE of {counted(summary.rows, 'row')} has a sample that is left: there is no {noun}"
         )
     return lines

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from curator_dask.errors import ConfigError
 from curator_dask.frames.names import CAPTION_COLUMN
+from curator_dask.outputs.export_columns import as_pickled
 
 #: Columns that an export makes.
 IMAGE, TEXT = "image", "text"
@@ -92,8 +93,8 @@ def _with_names(feature: Any, names: Sequence[str]) -> Any:
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of a dictionary's values, which is how datasets reads one; others as they are."""
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    """The type of a dictionary's values, which is how datasets reads one; others as workers have them."""
+    return kind.value_type if pa.types.is_dictionary(kind) else as_pickled(kind)
 
 
 def _feature(kind: pa.DataType, name: str) -> Any:

@@ -41,7 +41,7 @@ from curator_dask.outputs.vector_members import VectorMember, vector_counts
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.runs.turns import aside
 from curator_dask.storage import Options, is_remote, remove
-from curator_dask.webdataset.idx import index_content
+from curator_dask.webdataset.idx import index_or_reason
 from curator_dask.webdataset.ranges import Ranges
 from curator_dask.webdataset.samples import key_text
 from curator_dask.webdataset.stamps import FileStamp, stamp
@@ -262,7 +262,10 @@ class PackShard:
                         offsets, sizes = write_tar(file, contents, ranges, early=not is_remote(path))
                     if images is not None:
                         table = images.beside(table)
-                    index, no_index = self._index(name, contents.names, offsets, sizes, ends)
+                    index, no_index = None, None
+                    if self.index and contents.names:
+                        places = (offsets.tolist(), sizes.tolist(), ends)
+                        index, no_index = index_or_reason(f"{name}.idx", contents.names, *places)
                     self._put_beside(name, index, table, record, commits)
                     after.enter_context(aside())
             except OSError as error:  # of a sync, or a rename
@@ -391,14 +394,3 @@ class PackShard:
             if name not in table.column_names:  # no file that the tar draws from has it
                 table = table.append_column(name, pa.nulls(len(table)))
         return list(table.select(names).to_pylist())
-
-    def _index(
-        self, name: str, names: Sequence[str], offsets: np.ndarray, sizes: np.ndarray, ends: Sequence[int]
-    ) -> tuple[bytes | None, str | None]:
-        """The index; and why there is none."""
-        if not (self.index and names):
-            return None, None
-        try:
-            return index_content(f"{name}.idx", names, offsets.tolist(), sizes.tolist(), ends), None
-        except ShardError as error:
-            return None, str(error)

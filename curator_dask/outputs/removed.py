@@ -17,17 +17,9 @@ from curator_dask.errors import DatasetError, OutputError
 from curator_dask.frames.faults import faults_told
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_whole
+from curator_dask.patience import patiently
 from curator_dask.runs.leaving import LeaveOut
-from curator_dask.storage import (
-    Options,
-    RemoteFile,
-    absolute,
-    filesystem,
-    is_remote,
-    join,
-    patiently,
-    version_in,
-)
+from curator_dask.storage import Options, RemoteFile, absolute, filesystem, is_remote, join, version_in
 
 logger = logging.getLogger("curator_dask")
 

@@ -297,6 +297,7 @@ class ShrunkImages:
                 left[kind] += 1
                 if left[kind] <= EXAMPLES:
                     examples.setdefault(kind, []).append(f"{key_text(self._keys[sample])}: {each.left}")
+        beside = (each.further and each.cropped for each in self._found.values())
         renamed = Counter(
             each.suffixes for each in self._found.values() if each.suffixes[0] != each.suffixes[1]
         )
@@ -309,7 +310,7 @@ class ShrunkImages:
             "blurred": len(blurred),
             "regions": sum(each.blurred for each in blurred),
             "further": sum(each.further for each in blurred),
-            "crops": vars(CropCount.of(self._crops)),
+            "crops": {**vars(CropCount.of(self._crops)), "beside": sum(beside)},
             "labels": self._labels,
             "left": dict(left),
             "examples": examples,

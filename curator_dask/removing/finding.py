@@ -19,12 +19,13 @@ from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.taken_down_told import SUFFIX as REMOVED
 from curator_dask.outputs.twins_told import NOTE
 from curator_dask.outputs.twins_told import SUFFIX as EXPORT
+from curator_dask.patience import patiently
 from curator_dask.removing.exports import ExportedPlace
 from curator_dask.removing.fetched import FetchedPlace
 from curator_dask.removing.places import Place
 from curator_dask.removing.rows import DuplicatesPlace, RowsPlace
 from curator_dask.removing.shards import ShardsPlace
-from curator_dask.storage import Options, exists, filesystem, is_remote, join, patiently, walk
+from curator_dask.storage import Options, exists, filesystem, is_remote, join, walk
 
 #: Of a fetch: its table, where that was no Parquet.
 _TABLE = "table"

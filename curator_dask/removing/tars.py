@@ -16,7 +16,7 @@ from curator_dask.errors import ShardError
 from curator_dask.outputs.selecting import Folder
 from curator_dask.storage import is_remote, local_path
 from curator_dask.webdataset.headers import BLOCK
-from curator_dask.webdataset.idx import index_content
+from curator_dask.webdataset.idx import index_or_reason
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.samples import Sample, key_text, split_name
 from curator_dask.webdataset.staging import STAGE
@@ -75,12 +75,8 @@ class Cut:
         """DALI's index of it; None where there can be none: no sample stays, or a name cannot be put down."""
         members = [member for sample in self.samples for member in sample.members]
         ends = [*accumulate((len(sample.members) for sample in self.samples), initial=0)]
-        try:
-            return index_content(
-                path, [m.name for m in members], [m.offset for m in members], [m.size for m in members], ends
-            )
-        except ShardError:
-            return None
+        places = ([m.name for m in members], [m.offset for m in members], [m.size for m in members])
+        return index_or_reason(path, *places, ends)[0]
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.decode.spec import check_counts
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.columns import list_to_matrix
@@ -29,7 +30,6 @@ from curator_dask.report.mapping import map_of
 from curator_dask.report.pictures import Pictures
 from curator_dask.report.rows import Rows, column_values, short
 from curator_dask.report.similar import most_similar
-from curator_dask.report.tasks import on_cluster
 from curator_dask.settings import check_local
 from curator_dask.storage import Options
 from curator_dask.words import counted

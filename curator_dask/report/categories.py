@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.report.folder import File, Folder, blocks
 from curator_dask.report.looking import Look
 from curator_dask.report.measures import sql_name
 from curator_dask.report.rows import TEXT
-from curator_dask.report.tasks import on_cluster
 from curator_dask.storage import Options
 
 #: Columns that a page takes, and values of each that it names.

@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.errors import OutputError
 from curator_dask.frames.columns import list_to_matrix
 from curator_dask.frames.names import CAPTION_COLUMN, ERROR_COLUMN, URL_COLUMN
 from curator_dask.report.folder import File, Folder, blocks
 from curator_dask.report.rows import Rows, column_values, join_rows, numbers_of, short
-from curator_dask.report.tasks import on_cluster
 from curator_dask.rows.reasons import reasons_in
 from curator_dask.storage import Options
 

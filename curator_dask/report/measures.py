@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.errors import ConfigError
 from curator_dask.report.folder import File, Folder, blocks
 from curator_dask.report.looking import Look
 from curator_dask.report.rows import numbers_of
-from curator_dask.report.tasks import on_cluster
 from curator_dask.rows.where import Where
 from curator_dask.storage import Options
 

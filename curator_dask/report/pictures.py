@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from curator_dask.cluster.mapping import on_cluster
 from curator_dask.errors import CuratorError
-from curator_dask.report.tasks import on_cluster
 from curator_dask.rows.thumbnails import data_uri, read_thumbnails
 from curator_dask.storage import Options
 

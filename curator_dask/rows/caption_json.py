@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import codecs
-import io
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -12,9 +12,10 @@ import pyarrow.json
 
 from curator_dask.rows.key_column import FILES, KeyColumn
 
-_BLOCK_BYTES = 1 << 24  # a row must fit into one
+BLOCK_BYTES = 1 << 24  # a row must fit into one
 _SHOWN = 60  # characters that an error gives
 _EXPECTED = 'expected an object in each line, such as {"file_name": "cat.jpg", "caption": "a cat"}'
+NOTHING = f"it is empty: {_EXPECTED}"
 _KINDS = {
     str: "text",
     bool: "true or false",
@@ -35,29 +36,63 @@ def read_json(data: bytes, key: KeyColumn = FILES) -> pa.Table:
     """
     data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
-        raise ValueError(f"it is empty: {_EXPECTED}")
+        raise ValueError(NOTHING)
     try:
-        table = _read(data, None)
+        table = parse(data, None)
         times = [each.name for each in table.schema if pa.types.is_timestamp(each.type)]
-        if texts := [name for name in key.texts if name in times]:
-            return _read(data, pa.schema(dict.fromkeys(texts, pa.string())))
+        texts = [name for name in key.texts if name in times]
+        if texts or any("list" in str(each.type) for each in table.schema):
+            kinds = {each.name: pa.string() if each.name in texts else each.type for each in table.schema}
+            return parse_as(data, pa.schema(kinds))
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(_why(data) or f"{error}. It is to be JSON Lines: {_EXPECTED}") from error
+        raise ValueError(faults_in(data.split(b"\n")) or said_of(error)) from error
     return table
 
 
-def _read(data: bytes, schema: pa.Schema | None) -> pa.Table:
+def parse(data: bytes, schema: pa.Schema | None) -> pa.Table:
+    """The table of some lines; of fields that the schema does not say, types are as they look."""
     return pyarrow.json.read_json(
-        io.BytesIO(data),
-        read_options=pyarrow.json.ReadOptions(block_size=_BLOCK_BYTES),
+        pa.BufferReader(data),
+        read_options=pyarrow.json.ReadOptions(block_size=BLOCK_BYTES),
         parse_options=pyarrow.json.ParseOptions(explicit_schema=schema),
     )
 
 
-def _why(data: bytes) -> str | None:
+def parse_as(data: bytes, schema: pa.Schema) -> pa.Table:
+    """The table of some lines with all columns of a schema, whose types `parse` has found.
+
+    Asked for by their types lists have their first values also where these are null, which inference (Arrow 26) loses
+    (apache/arrow#51305).
+    """
+    asked = pa.schema([(each.name, _known(each.type)) for each in schema])
+    table = parse(data, asked)
+    columns = [
+        table.column(each.name)
+        if kind == each.type
+        else pa.chunked_array([pa.array(table.column(each.name).to_pylist(), each.type)])
+        for each, kind in zip(schema, asked.types, strict=True)
+    ]
+    return pa.table(columns, schema)
+
+
+def _known(kind: pa.DataType, inside: bool = False) -> pa.DataType:
+    """A type that can be asked for: of lists that are all empty it cannot be said of what they are."""
+    if pa.types.is_struct(kind):
+        return pa.struct([(each.name, _known(each.type, inside)) for each in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(_known(kind.value_type, inside=True))
+    return pa.string() if inside and pa.types.is_null(kind) else kind
+
+
+def said_of(error: Exception) -> str:
+    """What is wrong where no line is found that is."""
+    return f"{error}. It is to be JSON Lines: {_EXPECTED}"
+
+
+def faults_in(lines: Iterable[bytes]) -> str | None:
     """The first line that does not fit, in words; pyarrow counts rows of its own blocks, and names no line."""
     first: dict[str, tuple[int, str]] = {}
-    for number, line in enumerate(data.split(b"\n"), 1):
+    for number, line in enumerate(lines, 1):
         if line.strip() and (wrong := _wrong(line, number, first)):
             return f"line {number}{wrong}"
     return None
@@ -65,8 +100,8 @@ def _why(data: bytes) -> str | None:
 
 def _wrong(line: bytes, number: int, first: dict[str, tuple[int, str]]) -> str | None:
     """What is wrong with a line; of each field, `first` gets the line that has it first, and its kind there."""
-    if len(line) > _BLOCK_BYTES:
-        return f" has more than {_BLOCK_BYTES >> 20} MiB: {_EXPECTED}"
+    if len(line) > BLOCK_BYTES:
+        return f" has more than {BLOCK_BYTES >> 20} MiB: {_EXPECTED}"
     try:
         text = line.decode()
     except UnicodeDecodeError:

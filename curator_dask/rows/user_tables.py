@@ -21,19 +21,11 @@ from curator_dask.errors import CuratorError, DatasetError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import list_parquet, open_parquet
+from curator_dask.patience import patiently
 from curator_dask.rows.caption_files import TABLES, read_table, tidy
 from curator_dask.rows.key_column import KeyColumn
 from curator_dask.rows.lookup import key_texts, looks_whole, pairs_to_hex, with_shards
-from curator_dask.storage import (
-    Options,
-    absolute,
-    filesystem,
-    is_remote,
-    local_path,
-    looked_for,
-    patiently,
-    read_bytes,
-)
+from curator_dask.storage import Options, absolute, filesystem, is_remote, local_path, looked_for, read_bytes
 from curator_dask.webdataset.stamps import stamp
 
 #: Suffixes of files that are lists of values.

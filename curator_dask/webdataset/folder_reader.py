@@ -9,7 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from curator_dask.errors import ImageError, ShardError
-from curator_dask.storage import TRIES, Options, check_regular, is_remote, read_bytes
+from curator_dask.patience import TRIES
+from curator_dask.storage import Options, check_regular, is_remote, read_bytes
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.folders import FolderShard, look
 from curator_dask.webdataset.headers import Member

@@ -24,15 +24,8 @@ from urllib.parse import quote, unquote_to_bytes
 
 from curator_dask.cache import LISTINGS, POSSESSIONS, Remembered
 from curator_dask.errors import ShardError
-from curator_dask.storage import (
-    BLOCK_BYTES,
-    Options,
-    filesystem,
-    is_remote,
-    local_path,
-    patiently,
-    version_in,
-)
+from curator_dask.patience import BLOCK_BYTES, patiently
+from curator_dask.storage import Options, filesystem, is_remote, local_path, version_in
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.links import Unread

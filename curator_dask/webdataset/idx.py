@@ -210,6 +210,20 @@ def index_content(
     return encoded("\n".join([f"v1.2 {len(lines)}", *lines, ""]))
 
 
+def index_or_reason(
+    path: str | os.PathLike[str],
+    names: Sequence[str],
+    offsets: Sequence[int],
+    sizes: Sequence[int],
+    ends: Sequence[int],
+) -> tuple[bytes | None, str | None]:
+    """The content of an index file, as `index_content` has it; where there can be none, why."""
+    try:
+        return index_content(path, names, offsets, sizes, ends), None
+    except ShardError as error:
+        return None, str(error)
+
+
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """Write an index file, v1.2; under its name it is there whole or not at all.
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from curator_dask.errors import DatasetError
-from curator_dask.storage import filesystem, is_remote, local_path, patiently
+from curator_dask.patience import patiently
+from curator_dask.storage import filesystem, is_remote, local_path
 
 T = TypeVar("T")
 

@@ -116,7 +116,7 @@ def open_file(path: str, options: Options = None, stream: int = 0) -> pq.Parquet
     # Where all that a row group has is fetched ahead it is held in memory as a whole.
     how: dict[str, Any] = {"pre_buffer": not stream, "buffer_size": stream}
     if is_remote(path):
-        file = RemoteFile(path, options)
+        file = RemoteFile(path, options, tail=_BUFFER)
         # The tail of a file and its columns are a few requests; small reads in between are answered from memory.
         return pq.ParquetFile(pa.PythonFile(io.BufferedReader(file, _BUFFER), "r"), **how)
     check_regular(local_path(path))

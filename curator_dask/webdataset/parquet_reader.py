@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curator_dask.errors import CuratorError, DatasetError, ImageError, ShardError
-from curator_dask.storage import TRIES, Options, is_remote
+from curator_dask.patience import TRIES
+from curator_dask.storage import Options, is_remote
 from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.keys import KeyTable, id_text

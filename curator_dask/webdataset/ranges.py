@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from curator_dask.errors import ShardError
-from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile, is_remote, local_path
+from curator_dask.patience import BLOCK_BYTES, TRIES
+from curator_dask.storage import Options, RemoteFile, is_remote, local_path
 from curator_dask.threads import in_threads
 from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.row_images import RowImages

@@ -19,8 +19,9 @@ from typing import Any
 
 from curator_dask.cache import POSSESSIONS
 from curator_dask.errors import CuratorError, ShardError
+from curator_dask.patience import BLOCK_BYTES, TRIES
 from curator_dask.settings import STAGE_BYTES
-from curator_dask.storage import BLOCK_BYTES, TRIES, Options, RemoteFile
+from curator_dask.storage import Options, RemoteFile
 from curator_dask.webdataset.stamps import FileStamp, stamp
 
 

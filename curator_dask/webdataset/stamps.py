@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from curator_dask.errors import ShardError
-from curator_dask.storage import file_state, filesystem, is_remote, local_path, patiently, version_in
+from curator_dask.patience import patiently
+from curator_dask.storage import file_state, filesystem, is_remote, local_path, version_in
 from curator_dask.webdataset.folders import is_folder_shard, look
 from curator_dask.webdataset.parquet import file_of
 

@@ -21,6 +21,7 @@ from curator_dask.fingerprint import fingerprint
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import FIELDS, FileRecord
+from curator_dask.image.statistics.names import chosen_names
 from curator_dask.runs.lineage import trace
 from curator_dask.runs.passes import RowStep
 from curator_dask.runs.step import Known, Made, Rows, Work
@@ -83,6 +84,23 @@ def bucket_sizes(
     if max_ratio is not None:
         found = {size for size in found if max(size) <= max_ratio * min(size)}
     return sorted(found)
+
+
+def measured_sides(statistics: Sequence[str] | None, prefix: str) -> dict[str, str]:
+    """Arguments of `AspectBuckets`: the columns of width and height that statistics measure beside it.
+
+    Parameters
+    ----------
+    statistics, prefix
+        As of `ImageStatistics`; without any none are measured.
+
+    Raises
+    ------
+    ConfigError
+        There is no such statistic.
+    """
+    names = chosen_names(statistics) if statistics else []
+    return {name: prefix + name for name in ("width", "height") if name in names}
 
 
 class AspectBuckets:

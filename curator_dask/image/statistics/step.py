@@ -19,6 +19,7 @@ from curator_dask.frames.names import ERROR_COLUMN, URL_COLUMN
 from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import FileRecord
 from curator_dask.image.statistics.header import HEADER, read_header
+from curator_dask.image.statistics.imageless import check_images
 from curator_dask.image.statistics.metadata import METADATA, read_metadata
 from curator_dask.image.statistics.names import EVERY, chosen_names
 from curator_dask.image.statistics.pixels import MEASURED, Measure
@@ -166,8 +167,9 @@ class ImageStatistics:
         ConfigError
             A statistic has the name of the keys' column, of the shards' or of vectors.
         OutputError
-            The files have keys in columns of several names.
+            The files have keys in columns of several names, or are of tables without images.
         """
+        check_images(records.values(), options)
         of: dict[str, str] = {}
         for path, record in records.items():
             of.setdefault((record and record.id_col) or "key", path)
