@@ -36,7 +36,7 @@ def no_workers():
 def test_parquet_files_are_not_added_to(tmp_path):
     with pytest.raises(ConfigError, match=r"append and format='parquet': .* how many there are in all"):
         ExportOptions(append=True, format="parquet")
-    recipe = Recipe(statistics=["size"], export={"format": "parquet"})
+    recipe = Recipe(statistics=["width"], export={"format": "parquet"})
     with pytest.raises(ConfigError, match="append and format='parquet'"):  # before anything is embedded
         curate(tmp_path / "none", tmp_path / "out", recipe, append=True)
     crawl = Crawl(tmp_path / "crawl")

@@ -342,7 +342,8 @@ _ABANDONED = 86_400.0
 def remove_leftovers(folder: str) -> int:
     """Remove temporary files of processes of this machine that are gone, and others' that are a day old; how many."""
     removed = 0
-    for path in Path(folder).rglob(".*.tmp"):
+    # `os.walk` passes over folders that another part of the same run removes meanwhile, which `rglob` fails at.
+    for path in (Path(top, name) for top, _, names in os.walk(folder) for name in names):
         match = TEMPORARY.match(path.name)
         if match is None:
             continue
