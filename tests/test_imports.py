@@ -48,6 +48,7 @@ LAYERS = (
     "image.statistics",
     "tables",
     "fetching",
+    "crawls",
     "indexing",
     "dedup",
     "datasets",

@@ -28,6 +28,7 @@ from curator_dask.cli.importing import import_
 from curator_dask.cli.info import info
 from curator_dask.cli.join import join
 from curator_dask.cli.label import label
+from curator_dask.cli.links import links
 from curator_dask.cli.options import (
     EXIT_SHARD,
     Captions,
@@ -88,6 +89,7 @@ def main(
 
 
 app.command(**shown("fetch"))(fetch)
+app.command(**shown("links"))(links)
 app.command(**shown("import"))(import_)
 app.command(**shown("embed"))(embed)
 app.command(**shown("classify"))(classify)

@@ -8,6 +8,14 @@ from curator_dask.cli.once import OnceCommand
 
 #: Of each command a line for the list of all, and examples.
 SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    "links": (
+        "Find images and captions in a crawl: a table for fetch.",
+        (
+            "links wat.paths.gz /data/urls --prefix https://data.commoncrawl.org/ --first 10 --languages en",
+            "links s3://mine/crawl/ s3://mine/urls --min-words 3",
+            "links site.warc.gz /data/urls",
+        ),
+    ),
     "fetch": (
         "Turn a table of image URLs into shards.",
         (

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 THEMES = {
     "All of it": ("curate",),
-    "Begin": ("fetch", "import", "check", "index"),
+    "Begin": ("links", "fetch", "import", "check", "index"),
     "Embed and measure": ("embed", "classify", "caption", "detect", "ask", "score", "retry"),
     "Look": ("info", "report", "browse", "search", "compare"),
     "Choose": ("filter", "dedup", "join", "label", "fit", "centroids", "balance", "retrieve"),
