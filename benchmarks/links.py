@@ -2,9 +2,9 @@
 
     python -m benchmarks.links
 
-Pages have 60 links, 25 of them images, of which half have a caption: each record is about 10 KB of JSON. Both read the same
-file in one process, five times, in turns; seconds are of the processor. The loop inflates by FastWARC, reads the same
-fields, joins addresses by `urllib` and writes the same table, without sorting, counting, digests or what is there again.
+Pages have 60 links, 25 of them images, of which half have a caption. Both read the same file in one process, five
+times, in turns; seconds are of the processor. The loop inflates by FastWARC, reads the same fields, joins addresses by
+`urllib` and writes a table, without sorting, counting, digests, or looking for what is there again.
 """
 
 from __future__ import annotations

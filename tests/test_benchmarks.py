@@ -23,6 +23,7 @@ from benchmarks import (
     end_to_end,
     export,
     harness,
+    links,
     loader,
     one_pass,
     random_clip,
@@ -401,6 +402,11 @@ def test_beside_one_model(tmp_path):
 def test_statistic_costs():
     for found in statistic_costs.main(["--quick"]).values():
         assert min(found.values()) >= 0 and {"decode", "phash", "all of pixels"} <= {*found}
+
+
+@pytest.mark.slow
+def test_costs_of_links():
+    assert min(links.main(["--quick"]).values()) > 0
 
 
 @pytest.mark.slow
