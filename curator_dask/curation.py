@@ -26,7 +26,15 @@ from curator_dask.image.classifiers import score_output
 from curator_dask.models.sources import Sources
 from curator_dask.outputs.card import Making
 from curator_dask.outputs.curated import Choice, CurationSummary, check_places, remove_gone
-from curator_dask.outputs.curated_names import BALANCED, DUPLICATES, EMBEDDINGS, FETCHED, PASSING, SHARDS
+from curator_dask.outputs.curated_names import (
+    BALANCED,
+    DUPLICATES,
+    EMBEDDINGS,
+    FETCHED,
+    LINKS,
+    PASSING,
+    SHARDS,
+)
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import FilterSummary, filter_output
@@ -127,6 +135,8 @@ def curate(
     chosen = [between.folder] if between is not None and between.is_given else []
     check_places(read, [*places.values(), *chosen], storage_options)
     if fetch is not None:
+        links = fetch.make_table(given, append=append, output_options=storage_options, workers=workers)
+        summary.steps |= {} if links is None else {LINKS: links}
         summary.steps[FETCHED] = fetch(
             given,
             lambda folder: _look_ahead(folder, recipe, workers, choice),

@@ -26,7 +26,8 @@ from curator_dask import fetch_images
 from curator_dask.cli import app
 from curator_dask.crawls import LinkRules, extract_links
 from curator_dask.crawls.rules import uid_of
-from curator_dask.errors import ConfigError, DatasetError, OutputError
+from curator_dask.curation import Recipe, curate
+from curator_dask.errors import ConfigError, DatasetError, OutputError, ShardError
 from curator_dask.removing import remove_samples
 
 
@@ -540,3 +541,44 @@ def test_a_fetch_takes_the_table(tmp_path):
     assert sorted(numbers) == [*range(14)]
     for number, sample in zip(numbers, found.values(), strict=True):
         assert picture_of(number) in sample.values()
+
+
+def test_a_recipe_begins_with_a_crawl(tmp_path):
+    with ImageServer() as server:
+        links = [image(f"/n/{each}.jpg", f"picture number {each}") for each in range(9)]
+        save(
+            tmp_path / "crawl" / "0.wat.gz",
+            wat(server.url("page"), [*links, image("/status/404.jpg", "is gone")]),
+        )
+        crawl = {"crawl": str(tmp_path / "crawl"), "min_words": 2}
+        recipe = Recipe(
+            fetch={"links": crawl, "allow_private": True, "retries": 0},
+            where="width >= 21",
+        )
+        summary = curate(tmp_path / "images", tmp_path / "out", recipe)
+        again = curate(tmp_path / "images", tmp_path / "out", recipe)
+        with pytest.raises(ConfigError, match="append"):
+            curate(tmp_path / "images", tmp_path / "out", recipe, append=True)
+    assert summary.rows == 10 and summary.unfetched == 1 and summary.steps["links"].rows == 10
+    kept = sorted(row["caption"] for row in rows_of(tmp_path / "out" / "shards"))
+    assert kept == [f"picture number {each}" for each in range(9) if 20 + each % 7 >= 21]
+    assert (again.kept, again.steps["links"].read) == (len(kept), 0)
+    (tmp_path / "crawl" / "1.wat.gz").symlink_to(tmp_path / "nowhere.wat.gz")
+    with pytest.raises(ShardError, match=r"1\.wat\.gz: .*Nothing was fetched"):
+        curate(tmp_path / "images", tmp_path / "out", recipe)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"links": "wat.paths.gz"}, r"expected {crawl: wat.paths.gz}"),
+        ({"links": {"min_words": 3}}, "expected a crawl"),
+        ({"links": {"crawl": "x", "min_word": 3}}, "min_word"),
+        ({"links": {"crawl": "x", "unique": "all"}}, "unique"),
+        ({"links": {"crawl": "x"}, "table": "t"}, "leave out table"),
+        ({"caption_column": "x"}, "or, to make one of a crawl"),
+    ],
+)
+def test_what_is_wrong_with_a_recipe_is_told_at_once(given, said):
+    with pytest.raises(ConfigError, match=said):
+        Recipe(fetch=given, statistics=["width"])

@@ -13,6 +13,8 @@ EMBEDDINGS, PASSING, BALANCED = "embeddings", "passing", "balanced"
 DUPLICATES, SHARDS = "duplicates", "shards"
 #: What the summary calls the images that were fetched first; they are no folder of it.
 FETCHED = "fetched"
+#: The same of a table of links that was made of a crawl.
+LINKS = "links"
 #: What is noted beside them.
 NOTE = "curated.json"
 
