@@ -105,6 +105,7 @@ class LinksSummary:
         ):
             if told:
                 lines.append(f"  {counted(len(told), 'file')} {what}:")
-                lines += [f"    {path}: {why}" for path, why in list(told.items())[:_NAMED]]
+                some = list(told.items())[:_NAMED]
+                lines += [f"    {path}: {why.removeprefix(f'{path}: ')}" for path, why in some]
         lines.append(f"  {self.seconds:.1f} s")
         return "\n".join(line for line in lines if line)
