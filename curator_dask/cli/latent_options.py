@@ -1,12 +1,14 @@
-"""Options of ``export`` for the latents of a VAE."""
+"""Options of ``export`` for what models make: the latents of a VAE, and the states of text encoders."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+
+from curator_dask.cli.options import json_object
 
 Model = Annotated[
     str | None,
@@ -65,6 +67,27 @@ Batch = Annotated[
     typer.Option(min=1, help="Images a forward pass, at most.  [default: 8]", show_default=False),
 ]
 Only = Annotated[bool, typer.Option("--latents-only", help="Leave the images out: latents take their place.")]
+
+
+States = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text-states",
+        metavar="ENCODER",
+        help="States of captions, KEY.text_states.npy, by a text encoder of transformers': a folder, org/repo, or JSON:"
+        ' \'{"model": "google/t5-v1_1-xxl", "name": "t5", "max_length": 120}\'. Several times, too.',
+        show_default=False,
+    ),
+]
+
+
+def states(encoders: Sequence[str] | None) -> list[str | dict[str, Any]] | None:
+    """The encoders as `ImageTextPairDataset.to_webdataset` takes them; None where there are none."""
+    found = [
+        json_object(each, "--text-states") if each.lstrip().startswith(("{", "[")) else each
+        for each in encoders or ()
+    ]
+    return found or None
 
 
 def given(

@@ -74,6 +74,7 @@ class Exportable(ABC):
         by_most: int = MOST,
         bucket_size: str | None = None,
         latents: str | Mapping[str, Any] | None = None,
+        text_states: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -194,6 +195,13 @@ class Exportable(ABC):
             ``"float16"`` or ``"float32"``; ``dtype``, the model's arithmetic (``"float32"``, ``"bfloat16"``,
             ``"float16"``); ``images`` (True), whether the images go along; ``batch_size`` (8); ``model_dir``. Samples
             of which no latent comes are left out and counted.
+        text_states
+            A text encoder of transformers' (T5, UMT5, CLIP, Gemma, Qwen: a folder, or ``"org/repo@revision"``) that
+            makes states of the captions: members ``key.text_states.npy`` (tokens, dim), and ``text_states.json`` beside
+            the tars. Or a mapping of ``model`` and, of these, what is not as here: ``name`` (``"text_states"``) of the
+            members; ``column`` (``"caption"``); ``max_length`` (None: that of the model); ``layer`` (-1: the last);
+            ``padded`` (False): all `max_length` tokens, attended to; ``pooled`` (False): the vector of the caption,
+            too; ``stored`` and ``dtype`` as of latents; ``batch_size`` (32); ``model_dir``. Or several of them.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -256,6 +264,7 @@ class Exportable(ABC):
                 by_most=by_most,
                 bucket_size=bucket_size,
                 latents=latents,
+                text_states=text_states,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

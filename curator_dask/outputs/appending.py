@@ -16,6 +16,8 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.export_place import WITHOUT, ExportPlace
 from curator_dask.outputs.groups import GROUPS
 from curator_dask.outputs.latents import SETTING, asked_of
+from curator_dask.outputs.text_states import SETTING as STATES_SETTING
+from curator_dask.outputs.text_states import asked_of_states
 from curator_dask.outputs.vector_members import VectorMember
 from curator_dask.words import counted
 
@@ -63,7 +65,7 @@ def settings_of(
     for name in ("columns", "npy"):
         said[name] = None if (given := getattr(options, name)) is None else [*given]
     said["blur_only"] = [*options.blur_only]
-    said["latents"] = asked_of(options.encoding)
+    said["latents"], said["text_states"] = asked_of(options.encoding), asked_of_states(options.states)
     said |= {"splits": None if options.splits is None else [[*pair] for pair in options.splits.items()]}
     if options.shard_bytes is not None or options.shards is not None:
         said["samples_per_shard"] = None
@@ -104,7 +106,7 @@ def check_settings(path: str, before: Mapping[str, Any], now: Mapping[str, Any])
     other = {
         name: (was, value)
         for name, value in json.loads(json.dumps(now)).items()
-        if name not in (DIGITS, FIELDS, VECTORS, WITHOUT, GROUPS, SETTING)
+        if name not in (DIGITS, FIELDS, VECTORS, WITHOUT, GROUPS, SETTING, STATES_SETTING)
         and (was := before.get(name, default.get(name))) != value
     }
     if other:

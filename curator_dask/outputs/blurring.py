@@ -78,6 +78,31 @@ class Blurring:
         quoted = self.column.replace('"', '""')
         return None if self.keep_unseen else f'"{quoted}" IS NOT NULL'
 
+    def check_made(self, settings: Mapping[str, Any], image_member: str | None) -> None:
+        """Raise ConfigError where boxes are of another image of a sample, or of other things than are to be blurred.
+
+        Parameters
+        ----------
+        settings
+            `FileRecord.settings`.
+        image_member
+            Of the export.
+        """
+        made_by = settings.get(self.column)
+        found = made_by.get("image_member") if isinstance(made_by, Mapping) else image_member
+        if found != image_member:
+            has = "no image_member" if found is None else f"image_member={found!r} (--image {found})"
+            raise ConfigError(
+                f"blur={self.column!r}: its boxes were found with {has}: give the same here, as else another image of"
+                " the sample would be blurred"
+            )
+        prompts = made_by.get("prompts") if isinstance(made_by, Mapping) else None
+        if prompts and (unknown := [each for each in self.only if each not in prompts]):
+            raise ConfigError(
+                f"blur_only={unknown} (--blur-only): the boxes of {self.column!r} were found with other prompts,"
+                f" {', '.join(map(repr, prompts))}, which are their labels"
+            )
+
     def check(self, rows: pa.Table) -> None:
         """Raise ConfigError where the columns are none of boxes and labels."""
         kind = rows.schema.field(self.column).type

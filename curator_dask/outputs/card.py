@@ -195,6 +195,7 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
         )
     if options.encoding is not None:
         parts.append(options.encoding.told())
+    parts += [each.told() for each in options.states]
     if summary.errors:
         some = counted(summary.errors.total(), "sample", "has", "have")
         parts.append(f"{some} an image that could not be used: {_counts(summary.errors)}.")

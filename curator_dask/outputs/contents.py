@@ -97,6 +97,14 @@ def contents_of(
     return _with(contents, changes, added, ends)
 
 
+def fields_in(table: pa.Table, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Of each row, what its sample's JSON gets of columns, null where there is no such; none where none are named."""
+    for name in names:
+        if name not in table.column_names:  # no file that the tar draws from has it
+            table = table.append_column(name, pa.nulls(len(table)))
+    return list(table.select(names).to_pylist()) if names else []
+
+
 def keep_texts(
     contents: Contents, keys: Sequence[str], ends: Sequence[int], captions: Sequence[bytes | None]
 ) -> int:

@@ -7,32 +7,30 @@ new images lie in a temporary file until it is their turn.
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
-import tempfile
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from curator_dask.decode.cropping import Crop
 from curator_dask.decode.smaller import Smaller, SmallerImages, make_smaller
-from curator_dask.errors import ImageError, OutputError
+from curator_dask.errors import ImageError
 from curator_dask.outputs.blurring import BOXES, Blurring, Boxes
 from curator_dask.outputs.cropping import Cropping
 from curator_dask.outputs.encoded import image_place
 from curator_dask.outputs.latents import LATENT, NOT_ENCODED, Latents, making
+from curator_dask.outputs.scratch import scratch
 from curator_dask.outputs.taken_down import REMOVED
 from curator_dask.rows.reasons import Reason
 from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.webdataset.ranges import Ranges, is_read_ahead
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS
-from curator_dask.webdataset.staging import current_worker
 from curator_dask.webdataset.writer import Contents
 
 #: Begins the reason of each sample that is left out, as it is counted.
@@ -240,17 +238,8 @@ def blurred_images(
         if any(each.rpartition(".")[2].lower() in IMAGE_EXTENSIONS for each in others):
             further.add(sample)
     found: dict[int, Blurred] = {}
-    with _scratch() as file:
-        end = 0
-
-        def put(data: bytes) -> tuple[int, int]:
-            nonlocal end
-            with _told():
-                file.write(data)
-            end += len(data)
-            return end - len(data), end
-
-        with making(edits.latents, put, len(todo)) as latents:
+    with scratch() as file:
+        with making(edits.latents, file.put, len(todo)) as latents:
             for (sample, _, edit), size, made in _made(todo, edits, contents, ranges):
                 if isinstance(made, str):
                     left_out[sample] = made
@@ -262,9 +251,10 @@ def blurred_images(
                 if (data := made.data) is None and not (latents and edit.boxes):
                     continue  # it has the size, and is copied
                 alone = made._replace(data=None, pixels=None)
-                found[sample] = Blurred(alone, size, *put(data or b""), len(edit.boxes), sample in further)
-        with _told():
-            file.flush()
+                found[sample] = Blurred(
+                    alone, size, *file.put(data or b""), len(edit.boxes), sample in further
+                )
+        file.flush()
         if latents is not None:
             left_out |= latents.failed
         kept = np.array([each for each in range(len(keys)) if each not in left_out], np.int64)
@@ -275,38 +265,14 @@ def blurred_images(
         if lies is not None and latents is not None:
             lies |= {numbers[sample]: each for sample, each in latents.found.items()}
         lost = lost_of(left_out, contents.names, ends, keys, called)
-        # A map stays as long as something looks at it, whatever becomes of the file.
-        mapped = memoryview(mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ) if end else b"")
         told = _told_of(labelled, edits.only)
-        yield BlurredImages(kept, found, mapped, left_out, lost, crops, told, lies)
+        yield BlurredImages(kept, found, file.mapped(), left_out, lost, crops, told, lies)
 
 
 def _told_of(labelled: Counter[str], only: Sequence[str]) -> dict[str, int]:
     """Counts of the labels that are blurred, and of the most frequent others."""
     others = [each for each in labelled.most_common(len(only) + EXAMPLES) if each[0] not in only]
     return {each: labelled[each] for each in only} | dict(others[:EXAMPLES])
-
-
-def _place() -> str:
-    """Where new images lie: a worker's scratch folder, which Dask also clears after one that was killed."""
-    return getattr(current_worker(), "local_directory", None) or tempfile.gettempdir()
-
-
-def _scratch() -> IO[bytes]:
-    with _told():
-        return tempfile.TemporaryFile(prefix="curator_dask-blurred-", dir=_place())
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Say what cannot be written, and where."""
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(
-            f"{_place()}: new images cannot be put there until their tar is written: {error.strerror or error}."
-            " TMPDIR, or a worker's --local-directory, chooses another place"
-        ) from error
 
 
 def lost_of(

@@ -19,6 +19,7 @@ from curator_dask.outputs.groups import MOST, GroupBy
 from curator_dask.outputs.latents import Latents
 from curator_dask.outputs.shrinking import Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
+from curator_dask.outputs.text_states import TextStates
 from curator_dask.outputs.vector_members import vector_members
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
@@ -76,6 +77,7 @@ class ExportOptions:
     by_most: int = MOST
     bucket_size: str | None = None
     latents: str | Mapping[str, Any] | None = None
+    text_states: Any = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -124,7 +126,13 @@ class ExportOptions:
                 "split_by, split_groups and split_seed say how samples are shared out: give splits, as {'val': 0.01}"
                 " (--split val=0.01)"
             )
-        _ = self.sharing, self.grouping, self.cropping, self.encoding  # say what is wrong with them
+        _ = (
+            self.sharing,
+            self.grouping,
+            self.cropping,
+            self.encoding,
+            self.states,
+        )  # say what is wrong with them
         if self.by is None and self.by_most != MOST:
             raise ConfigError(
                 f"by_most={self.by_most!r} says how many values have a folder: give a column as by (--by)"
@@ -164,6 +172,7 @@ class ExportOptions:
             "npy": self.npy,
             "sizes": self.sizes or None,
             "latents": self.latents,
+            "text_states": self.text_states or None,
             "metadata": self.metadata if self.metadata == "json" else None,
             "max_shards": None if self.max_shards == 5 else self.max_shards,
         }
@@ -193,7 +202,7 @@ class ExportOptions:
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         named += [] if blurring is None else blurring.columns
         named += [] if self.size_column is None else [self.size_column]
-        named += self.npy or ()
+        named += [*(self.npy or ()), *(each.column for each in self.states)]
         if missing := [name for name in dict.fromkeys(named) if name not in columns]:
             hint = ". A condition is where= (--where)" if self.filter_column in missing else ""
             near = meant(missing[0], columns) if len(missing) == 1 else ""
@@ -215,8 +224,10 @@ class ExportOptions:
             blurring.check(rows)
         if self.size_column is not None:
             check_text(self.size_column, rows.schema.field(self.size_column).type, "of sizes")
-        if self.caption is not None:
-            check_text(self.caption, rows.schema.field(self.caption).type)
+        for each in dict.fromkeys(
+            [*([self.caption] if self.caption else []), *(one.column for one in self.states)]
+        ):
+            check_text(each, rows.schema.field(each).type)
         vector_members(self.npy or (), rows.schema, self.portable)  # says what is wrong with them
         if self.where is not None:
             Where(self.where).passes(rows.slice(0, 0), columns)
@@ -226,29 +237,14 @@ class ExportOptions:
             self.grouping.by.values(rows.slice(0, 0), columns)
 
     def check_boxes(self, settings: Mapping[str, Any]) -> None:
-        """Raise ConfigError where boxes are of another image of a sample, or of other things than are to be blurred.
-
-        `settings` are `FileRecord.settings`.
-        """
-        made_by = settings.get(self.blur or "")
-        found = made_by.get("image_member") if isinstance(made_by, Mapping) else self.image_member
-        if found != self.image_member:
-            has = "no image_member" if found is None else f"image_member={found!r} (--image {found})"
-            raise ConfigError(
-                f"blur={self.blur!r}: its boxes were found with {has}: give the same here, as else another image of the"
-                " sample would be blurred"
-            )
-        prompts = made_by.get("prompts") if isinstance(made_by, Mapping) else None
-        if prompts and (unknown := [each for each in self.blur_only if each not in prompts]):
-            raise ConfigError(
-                f"blur_only={unknown} (--blur-only): the boxes of {self.blur!r} were found with other prompts,"
-                f" {', '.join(map(repr, prompts))}, which are their labels"
-            )
+        """Raise ConfigError where the boxes do not fit; `settings` are `FileRecord.settings`."""
+        if self.blurring is not None:
+            self.blurring.check_made(settings, self.image_member)
 
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
-        named |= {self.size_column}
+        named |= {self.size_column, *(each.column for each in self.states)}
         named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
@@ -330,6 +326,11 @@ class ExportOptions:
             has_format = (self.quality, self.image_format) != (None, KEEP)
             latents.check(self.bucket_size, self.shard_bytes, self.npy or (), has_format)
         return latents
+
+    @property
+    def states(self) -> tuple[TextStates, ...]:
+        """Which states of captions are made."""
+        return TextStates.all_of(self.text_states, self.shard_bytes)
 
     @property
     def json_columns(self) -> tuple[str, ...]:

@@ -37,9 +37,9 @@ from curator_dask.outputs.export_sizes import check_sizes, put_sizes
 from curator_dask.outputs.export_summary import ExportSummary
 from curator_dask.outputs.export_tables import in_tables, weighing_of
 from curator_dask.outputs.groups import GROUPS
-from curator_dask.outputs.latents import check_no_latents, put_latents, settings_of_latents
 from curator_dask.outputs.left_out import UNBLURRED, is_without_file, twins_lost
 from curator_dask.outputs.looking_up import look_up
+from curator_dask.outputs.made_members import MadeMembers
 from curator_dask.outputs.mixing import rows_laid_down
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.packing import PackShard
@@ -80,7 +80,8 @@ class ExportRun:
         self._options, self._id_col, self._shard_options = options, id_col, shard_options
         self._client, self._encoded = client, encoded
         self._shrinking = None if options.shrinking is None else options.shrinking.ready()
-        self._latents = None if self._shrinking is None else self._shrinking.latents
+        latents = None if self._shrinking is None else self._shrinking.latents
+        self._made = MadeMembers(latents, tuple(each.ready() for each in options.states))
         self._summary = self._begun()
         self._vectors: tuple[VectorMember, ...] = ()  # columns that become members
         self._kinds: dict[str, Any] = {}  # and of which numbers these are, in all tars
@@ -151,7 +152,7 @@ class ExportRun:
         reports = {name: report for name, report in reports.items() if report["kept"] or stay is None}
         names = [*reports]
         check_new(self._vectors, [report["fields"] for report in reports.values()])
-        check_no_latents(self._latents, [report["fields"] for report in reports.values()])
+        self._made.check_new([report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
         if self._options.without is not None:
             check_shards(self._options.without, urls, options=rows.options)
@@ -273,7 +274,7 @@ class ExportRun:
         if options.without is not None:
             self._settings[WITHOUT] = check_removed(options.without, rows.options)
             self._settings[TWINS] = [summary.twins_filtered, summary.next_best]
-        self._settings |= settings_of_latents(self.place.target.path, self._before, self._latents)
+        self._settings |= self._made.settings(self.place.target.path, self._before)
         if self._kinds:
             self._settings[VECTORS] = self._kinds
         if summary.folders:
@@ -302,6 +303,7 @@ class ExportRun:
             options.caption,
             shrinking,
             self._vectors,
+            self._made.states,
         )
         if not options.is_tables:
             return pack
@@ -353,7 +355,8 @@ class ExportRun:
             self._pack_all(pack, shards.only(doing), [new[number] for number in doing])
         self.place.check_held()
         if part is None:
-            put_latents(*self.place.target, self._latents, options.index or options.metadata == "parquet")
+            is_wanted = options.index or options.metadata == "parquet"
+            self._made.put(self.place.target, is_wanted, not summary.failed_shards)
         if options.tells_sizes and part is None:
             there = () if self._earlier is None else self._earlier.reports
             sizes = {each["name"]: each["rows"] for each in there if not is_without_file(each)}

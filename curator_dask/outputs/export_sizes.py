@@ -11,6 +11,7 @@ from curator_dask.errors import OutputError
 from curator_dask.outputs.latents import remove_latents
 from curator_dask.outputs.placing import is_there, put
 from curator_dask.outputs.selecting import Folder
+from curator_dask.outputs.text_states import remove_states
 from curator_dask.storage import Options, is_remote, read_bytes, remove
 
 #: By name of a tar, its samples: ``get_dataset_size`` of open_clip's ``open_clip_train/data.py`` reads it.
@@ -55,11 +56,12 @@ def sizes_there(target: Folder, names: Collection[str]) -> list[str]:
 
 
 def remove_sizes(target: Folder, names: Collection[str]) -> None:
-    """Remove the files in the folders of these tars, and what is said of their latents."""
+    """Remove the files in the folders of these tars, and what is said of members that models made."""
     for path in sizes_there(target, names):
         if not _is_folder(path):
             remove(path, target.options)
     remove_latents(target.path, target.options)
+    remove_states(target.path, target.options)
 
 
 def _is_folder(path: str) -> bool:

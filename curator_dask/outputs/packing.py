@@ -20,7 +20,7 @@ from curator_dask.frames.committing import Commits
 from curator_dask.frames.parquet import Footer, read_footer, write_table
 from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.choosing import read_rows
-from curator_dask.outputs.contents import contents_of, keep_texts, text_of
+from curator_dask.outputs.contents import contents_of, fields_in, keep_texts, text_of
 from curator_dask.outputs.cropping import beside
 from curator_dask.outputs.editing import BlurredImages, blurred_images
 from curator_dask.outputs.encoded import Encoded
@@ -37,6 +37,7 @@ from curator_dask.outputs.sharding import NewShard, in_order
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
 from curator_dask.outputs.taken_down import taken_down
 from curator_dask.outputs.taking_out import both, columns_of, without_taken_down
+from curator_dask.outputs.text_states import TextStates, members_of
 from curator_dask.outputs.vector_members import VectorMember, vector_counts
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.runs.turns import aside
@@ -91,8 +92,8 @@ class PackShard:
         Column of what each sample's ``.txt`` holds; None: that stays as it is.
     shrinking
         Which images are made smaller; None: none.
-    vectors
-        Columns that become members.
+    vectors, states
+        Columns that become members, and encoders of captions whose states do.
     given_up
         The shard kills workers: it is not written, for this reason.
     mixed
@@ -117,6 +118,7 @@ class PackShard:
     caption: str | None = None
     shrinking: Shrinking | None = None
     vectors: tuple[VectorMember, ...] = ()
+    states: tuple[TextStates, ...] = ()
     given_up: str | None = None
     mixed: Folder | None = None
 
@@ -152,6 +154,7 @@ class PackShard:
                 **({} if self.caption is None else {"caption": self.caption}),
                 **({} if self.shrinking is None else {"shrinking": self.shrinking.recipe}),
                 **({"vectors": [vars(each) for each in self.vectors]} if self.vectors else {}),
+                **({"text_states": [each.recipe for each in self.states]} if self.states else {}),
             }
         )
 
@@ -241,11 +244,13 @@ class PackShard:
         captions = [] if self.caption is None else texts_of(table, self.caption)
         vectors: dict[str, Any] = {each.suffix: each.files_in(table) for each in self.vectors}
         fields, vectors = self._fields(table), vectors | ({} if blurred is None else blurred.members)
+        vectors |= (seen := members_of(self.states, table, keys, self.target.file(name)))
         contents, ends = contents_of(
             samples, keys, self.empty, fields, self.keep_fields, left_alone, captions, vectors
         )
         added = Counter(contents.names[place].rpartition(".")[2] for place in contents.given)
         added.pop("npy", None)  # vectors are counted when they are looked up, latents below
+        added.update({suffix: len(files) for suffix, files in seen.items()})
         kept = keep_texts(contents, keys, ends, captions)
         if self.encoded is not None:
             self.encoded.put(contents, keys, ends, table)
@@ -348,7 +353,10 @@ class PackShard:
         """
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
-        wanted += [*([] if self.caption is None else [self.caption]), *(each.column for each in self.vectors)]
+        wanted += [
+            *([] if self.caption is None else [self.caption]),
+            *(each.column for each in (*self.vectors, *self.states)),
+        ]
         wanted += [] if self.shrinking is None else self.shrinking.columns
         path = self.rows.file(name)
         if not wanted and taken_down(*self.target) is None:
@@ -385,12 +393,5 @@ class PackShard:
 
     def _fields(self, table: pa.Table) -> list[dict[str, Any]]:
         """Of each sample, what its JSON gets; none where no JSON gets anything."""
-        names = list(self.json_columns)
         old = self.new_keys.old_id_col if self.new_keys is not None else None
-        if not (names or old):
-            return []
-        names += [old] if old is not None and old not in names else []
-        for name in names:
-            if name not in table.column_names:  # no file that the tar draws from has it
-                table = table.append_column(name, pa.nulls(len(table)))
-        return list(table.select(names).to_pylist())
+        return fields_in(table, [*dict.fromkeys([*self.json_columns, *([old] if old is not None else [])])])
