@@ -637,7 +637,7 @@ def test_the_commands_of_the_start_lead_to_tars_with_captions(made, cluster, tmp
 def test_recipes_are_recipes():
     blocks = [block for page in PAGES.values() for block in read_page(page).blocks if not block.not_run]
     recipes = [Recipe(**yaml.safe_load(block.code)) for block in blocks if block.language == "yaml"]
-    assert len(recipes) == 5 and all(each.model or each.join or each.balance for each in recipes)
+    assert len(recipes) == 6 and all(each.model or each.join or each.balance or each.fetch for each in recipes)
     shown = (curate.__doc__ or "").partition("\b\n")[2].partition("\n\n")[0]
     assert Recipe(**yaml.safe_load(shown)).fetch  # what `curate --help` shows
 
