@@ -161,6 +161,7 @@ def test_the_head_adds_up_and_says_what_made_it(made):
         ("without a vector", "2"),
         ("with a vector", "58"),
     ]
+    assert "why: see failures" in text
     run = json.loads((made / "run.json").read_text())
     assert f"then {run['images_per_second']:,.1f} images/s" in text
     assert f"torch {run['versions']['torch']}" in text
@@ -760,6 +761,7 @@ def test_rows_that_are_filtered_and_set_aside_are_counted(tmp_path, in_this_proc
         ("without a vector", "0"),
         ("with a vector", "14"),
     ]
+    assert "why: see failures" not in text  # there are none to see the reasons of
     assert re.search(
         r'<div class="image none">missing: .+?</div>\s*<figcaption><span class="key">00008', text
     )

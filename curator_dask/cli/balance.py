@@ -54,8 +54,8 @@ def balance(
         float | None,
         typer.Option(
             metavar="SHARE|ROWS",
-            help="Of --clusters: how many rows are kept in all, such as 0.5 or 1000000.  [default: clusters are told"
-            " alone]",
+            help="Of --clusters: how many rows are kept in all: a share up to 1, such as 0.5, or a number from 2,"
+            " such as 1000000.  [default: clusters are told alone]",
             show_default=False,
         ),
     ] = None,

@@ -83,7 +83,8 @@ def _count(head: Head, folder: Folder, look: Look, aside: Look, filtered: int) -
         head.flow.append(("-", "failed, set aside", beside, "in the folder beside the output, .errors"))
     head.flow.append(("=", "rows of the output", rows, f"in {_count_of(len(folder.files), 'file')}"))
     if folder.vectors is not None:
-        head.flow.append(("-", "without a vector", rows - look.valid - look.broken, "why: see failures"))
+        missing = rows - look.valid - look.broken
+        head.flow.append(("-", "without a vector", missing, "why: see failures" if missing else ""))
         if look.broken:
             head.flow.append(("-", "vector not finite", look.broken, "NaN or infinite values in it"))
         share = f"{look.valid / rows:.1%} of the output" if rows else ""
