@@ -159,7 +159,6 @@ class ExportOptions:
     def _check_tables(self) -> None:
         """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
         of_tars = {
-            "by": self.by,
             "columns": self.columns,
             "npy": self.npy,
             "sizes": self.sizes or None,
