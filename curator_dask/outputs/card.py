@@ -103,7 +103,10 @@ def _front_matter(summary: ExportSummary, said: Mapping[str, Any]) -> str:
     is_tables = summary.format == "parquet"
     deeper = "*/" * bool(summary.groups)
     files = [
-        {"split": name, "path": f"{deeper}{TABLES}/{name}-*.parquet" if is_tables else f"{name}/{deeper}*.tar"}
+        {
+            "split": name,
+            "path": f"{deeper}{TABLES}/{name}-*.parquet" if is_tables else f"{name}/{deeper}*.tar",
+        }
         for name in names
     ]
     every = f"{deeper}{TABLES}/{ONLY}-*.parquet" if is_tables else f"{deeper}*.tar"

@@ -47,6 +47,7 @@ from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import behind_links, check_apart
 from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples, stop_at
 from curator_dask.outputs.sharding import NewShards
+from curator_dask.outputs.taking_out import count_taken_down
 from curator_dask.outputs.twins import find_twins
 from curator_dask.outputs.twins_told import TWINS
 from curator_dask.outputs.unique_keys import check_keys
@@ -346,6 +347,7 @@ class ExportRun:
         summary.free = self.place.check_space(summary.needed, summary.by_old_sizes)
         summary.planned = options.dry_run
         if options.dry_run:
+            count_taken_down(pack, [shards[number] for number in doing], summary)
             return True
         if new or not stay or names != sorted(self.place.tars):
             clear(doing)  # what the tars of other parts have is theirs to remove
