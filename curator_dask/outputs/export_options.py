@@ -11,6 +11,7 @@ import pyarrow as pa
 from curator_dask.decode.smaller import DEFAULT_QUALITY, KEEP, SmallerImages
 from curator_dask.decode.stripping import check_metadata_out
 from curator_dask.errors import ConfigError
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.cropping import CROPPED, Cropping
@@ -224,12 +225,13 @@ class ExportOptions:
         if self.grouping is not None:
             self.grouping.by.values(rows.slice(0, 0), columns)
 
-    def check_boxes(self, settings: Mapping[str, Any]) -> None:
-        """Raise ConfigError where boxes are of another image of a sample, or of other things than are to be blurred.
-
-        `settings` are `FileRecord.settings`.
-        """
-        made_by = settings.get(self.blur or "")
+    def check_made(self, record: FileRecord | None) -> None:
+        """Raise ConfigError where boxes or sizes of rows are of images that lie otherwise, or boxes of other things."""
+        if record is None:
+            return
+        if self.cropping is not None:
+            self.cropping.check_made(record)
+        made_by = record.settings.get(self.blur or "")
         found = made_by.get("image_member") if isinstance(made_by, Mapping) else self.image_member
         if found != self.image_member:
             has = "no image_member" if found is None else f"image_member={found!r} (--image {found})"

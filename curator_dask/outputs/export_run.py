@@ -27,6 +27,7 @@ from curator_dask.outputs.appending import (
     settings_of,
 )
 from curator_dask.outputs.card import Making, card_mark, card_of
+from curator_dask.outputs.dry_run import count_taken_down
 from curator_dask.outputs.earlier import EarlierTars, KnownTars
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_beside, schema_of
@@ -47,7 +48,6 @@ from curator_dask.outputs.removed import check_removed, check_shards
 from curator_dask.outputs.saving import behind_links, check_apart
 from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples, stop_at
 from curator_dask.outputs.sharding import NewShards
-from curator_dask.outputs.taking_out import count_taken_down
 from curator_dask.outputs.twins import find_twins
 from curator_dask.outputs.twins_told import TWINS
 from curator_dask.outputs.unique_keys import check_keys
@@ -237,7 +237,7 @@ class ExportRun:
         made = () if shrinking is None else tuple(shrinking.made)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
-        options.check_boxes({} if record is None else record.settings)
+        options.check_made(record)
         new_keys = None
         if options.sequential:
             planned = options.shard_bytes is not None or options.shards is not None

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from curator_dask.frames.columns import to_array
-from curator_dask.frames.names import ERROR_COLUMN
 from curator_dask.outputs.contents import contents_of
 from curator_dask.outputs.editing import lost_of
-from curator_dask.outputs.left_out import keys_before, take_out
+from curator_dask.outputs.left_out import keys_before
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.taken_down import REMOVED, SAMPLE, Marks, kind_of, taken_down
 from curator_dask.rows.lookup import TEXT, with_shards
-
-if TYPE_CHECKING:
-    from curator_dask.outputs.export_summary import ExportSummary
-    from curator_dask.outputs.packing import PackShard
-    from curator_dask.outputs.sharding import NewShard
 
 
 @dataclass(frozen=True)
@@ -91,20 +85,6 @@ def without_taken_down(
             left = [keys[place] for place in rest.to_pylist()]
             return Left(samples.take(rest), left, table.take(rest), every[~is_gone], reasons, lost)
     return Left(samples, keys, table, every, {}, {})
-
-
-def count_taken_down(pack: PackShard, shards: Sequence[NewShard], summary: ExportSummary) -> None:
-    """Count in a dry run what would be left out, a tar at a time; nothing is read where nothing was taken down."""
-    if taken_down(*pack.target) is None:
-        return
-    # Of the rows no more is read than tells them, and what is counted of them.
-    small = replace(pack, schema=None, json_columns=(ERROR_COLUMN,), caption=None)
-    for shard in shards:
-        left, *_ = small.remaining(shard)
-        if left.lost:
-            take_out(summary, left.lost, summary.parts_of(shard.split))
-            if not left.keys and pack.suffix == ".tar":
-                summary.emptied.append(pack.name(shard.split, shard.number))
 
 
 def both(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
