@@ -532,6 +532,57 @@ def test_arrays_in_a_store(tmp_path):
     store.rm(f"/{tmp_path.name}", recursive=True)
 
 
+def test_vectors_that_are_kept_as_float16(tmp_path):
+    """Half the bytes; scores, searches and duplicates are those of float32 but for the rounding."""
+    source, found = write_datacomp(tmp_path / "metadata"), {}
+    twin = np.load(source / "00000002.npz")
+    arrays = {name: twin[name].copy() for name in twin.files}
+    arrays["l14_img"][3] = np.load(source / "00000000.npz")["l14_img"][5]  # rows 27 and 5
+    np.savez(source / "00000002.npz", **arrays)
+    head = saved(tmp_path, "aesthetic")
+    for stored in ("float32", "float16"):
+        out = tmp_path / stored
+        datacomp_import(source, out, stored=stored)
+        kinds = pq.read_schema(out / "00000000.parquet")
+        kind = pa.list_(getattr(pa, stored)(), 768)
+        assert kinds.field("image_embedding").type == kinds.field("text_embedding").type == kind
+        score_output(out, [AestheticClassifier(model_path=head), ClipScore()])
+        find_centroids(out, 3).save(tmp_path / f"{stored}.safetensors")
+        score_output(out, [ClusterNumber(tmp_path / f"{stored}.safetensors", "cluster")])
+        assert pq.read_schema(out / "00000000.parquet").field("image_embedding").type == kind
+        gone = SemanticDeduplication(0.01)(out).save(tmp_path / f"{stored} twins")
+        near = [hit.key for hit in similar_to_key(out, uid_of(5), top=4)]
+        filter_output(out, tmp_path / f"{stored} some", where="clip_score > -1", top=("clip_score", 0.5))
+        make_report(out, tmp_path / f"{stored}.html")
+        assert "claimed" in (tmp_path / f"{stored}.html").read_text()
+        found[stored] = (read(out).set_index("uid"), gone, near, read(tmp_path / f"{stored} some"))
+    (whole, gone, near, some), (half, half_gone, half_near, half_some) = found.values()
+    for name in ("aesthetic_score", "clip_score"):
+        np.testing.assert_allclose(half[name], whole[name], atol=2e-3)
+    assert gone.removed == half_gone.removed == 1
+    assert near == half_near and uid_of(27) in near
+    assert {*some["uid"]} == {*half_some["uid"]}
+    sizes = [np.stack(each["image_embedding"]).nbytes for each in (whole, half)]
+    assert sizes[0] == 2 * sizes[1]
+    with pytest.raises(OutputError, match="was made of other vectors"):
+        datacomp_import(source, tmp_path / "float16")
+    with pytest.raises(ConfigError, match=r"stored='bfloat16' \(--stored\)"):
+        datacomp_import(source, tmp_path / "no", stored="bfloat16")
+    # What float16 cannot hold costs its row.
+    arrays = {
+        "l14_img": np.full((2, 4), [[7e4], [1.0]], np.float32),
+        "l14_txt": np.full((2, 4), [[1.0], [1e-9]]),
+    }
+    (tmp_path / "large").mkdir()
+    pq.write_table(rows_of(range(2)), tmp_path / "large/0.parquet")
+    np.savez(tmp_path / "large/0.npz", **arrays)
+    datacomp_import(tmp_path / "large", tmp_path / "rounded", stored="float16", normalize=False, model=None)
+    rows = read(tmp_path / "rounded")
+    assert [each is None for each in rows["image_embedding"]] == [True, False]
+    assert [each is None for each in rows["text_embedding"]] == [False, True]
+    assert all("is out of the range of float16" in why for why in rows["image_error"])
+
+
 def test_commands_on_a_cluster(client, tmp_path):
     source, out = write_datacomp(tmp_path / "dc"), tmp_path / "out"
     place = ("--scheduler-address", client.scheduler.address)
