@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import zipfile
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from colours import members_of, write_tar
 from image_servers import ImageServer, picture_of
 from test_heads import saved
@@ -23,6 +25,7 @@ from typer.testing import CliRunner
 from curator_dask import fetch_images
 from curator_dask.browsing.looking import Browser
 from curator_dask.cli import app
+from curator_dask.curation_of_vectors import VectorRecipe, curate_vectors
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.frames.parquet import read_record
@@ -606,3 +609,68 @@ def test_commands_on_a_cluster(client, tmp_path):
     assert "NONE of 36 rows has a sample that is left: there is no tar" in said
     (source / "00000001.npz").unlink()
     assert "00000001.npz" in run("import", source, tmp_path / "rest", *taken, *place, code=1)
+
+
+def test_a_recipe_that_begins_with_vectors(tmp_path):
+    """The walk-through of docs/importing.md as one call: counts add up, and the same call again finds all done."""
+    with ImageServer() as server:
+        source = write_datacomp(tmp_path / "metadata", server.port)
+        arrays = {name: array.copy() for name, array in np.load(source / "00000002.npz").items()}
+        arrays["l14_img"][3] = np.load(source / "00000001.npz")["l14_img"][5]  # rows 27 and 17
+        arrays["l14_img"][4] = np.nan
+        np.savez(source / "00000002.npz", **arrays)
+        server.broken.add("n/20.")
+        given = {
+            "import": {
+                "id_column": "uid",
+                "image_vectors": "l14_img",
+                "text_vectors": "l14_txt",
+                "model": L14,
+            },
+            "aesthetic": str(saved(tmp_path, "aesthetic")),
+            "clip_score": True,
+            "where": "clip_b32_similarity_score >= 0.1 and clip_score > -1",
+            "duplicates": {"eps": 0.01},
+        }
+        first = curate_vectors(source, tmp_path / "out", VectorRecipe.of(given))
+        counts = (first.rows, first.failed, first.filtered, first.duplicates, first.kept)
+        assert counts == (36, 1, 10, 1, 24) and str(first).startswith(f"{tmp_path}/out/chosen: 24 of 36 rows")
+        chosen = read(tmp_path / "out/chosen")
+        twins = {uid_of(17), uid_of(27)} & {*chosen["uid"]}
+        every = {uid_of(number) for number in range(10, 36) if number not in (17, 27, 28)}
+        assert {*chosen["uid"]} - twins == every and len(twins) == 1
+        options = {"allow_private": True, "rows_per_shard": 7, "retries": 0, "timeout": 5}
+        given |= {"fetch": {"caption_column": "text", **options}, "export": {"samples_per_shard": 10}}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+        told = ("curate", source, tmp_path / "out", "--config", tmp_path / "recipe.yaml", "--cluster", "cpu")
+        said = run(*told, "--json", tmp_path / "first.json")
+        assert "failed             2 (5.6%), 1 of them not fetched" in said, said
+        second = json.loads((tmp_path / "first.json").read_text())
+        assert (second["kept"], second["missing"]) == (23, 0)
+        parts = ("failed", "filtered", "unbalanced", "duplicates", "missing", "kept")
+        assert sum(second[name] for name in parts) == second["rows"] == 36
+        rows = pd.concat(
+            [pq.read_table(path).to_pandas() for path in (tmp_path / "out/shards").glob("*.parquet")]
+        )
+        assert {*rows["uid"]} == {*chosen["uid"]} - {uid_of(20)}
+        rows = rows[~rows["uid"].isin([uid_of(17), uid_of(27)])].rename(columns={"caption": "text"})
+        check_vectors(rows, "image_embedding", "l14_img")
+        again = curate_vectors(source, tmp_path / "out", VectorRecipe.of(given))
+        assert (again.kept, again.steps["shards"].written, again.steps["embeddings"].written) == (23, 0, 0)
+        with pytest.raises(OutputError, match="overwrite"):
+            curate_vectors(source, tmp_path / "out", VectorRecipe.of({**given, "where": "clip_score > 0"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": "resnet50"}, "'model' beside import: there is no image"),
+        ({"import": {"mode": L14}}, "import: there is no argument 'mode'"),
+        ({"fetch": {"table": "urls.parquet"}}, "table beside import"),
+        ({"export": {"shuffle": 7}}, "export beside import: there is no image"),
+        ({"wher": "x > 1"}, "'wher' beside import"),
+    ],
+)
+def test_what_a_recipe_of_vectors_cannot_be_asked(given, said):
+    with pytest.raises(ConfigError, match=said):
+        VectorRecipe.of({"import": {"model": L14}, **given})
