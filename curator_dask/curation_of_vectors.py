@@ -36,6 +36,7 @@ from curator_dask.outputs.failed import output_files
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.placing import locate, put
 from curator_dask.outputs.removed import DUPLICATES as TABLE
+from curator_dask.outputs.taken_down import REMOVED
 from curator_dask.recipe import Recipe
 from curator_dask.storage import Options, exists, is_remote, join, read_bytes
 from curator_dask.tables.output import join_output
@@ -332,7 +333,9 @@ def _fetched(
     summary.steps[SHARDS] = exported
     summary.unfetched, summary.kept = images.failed, exported.kept
     summary.failed += images.failed
-    summary.missing = exported.missing - images.failed
+    summary.missing = exported.missing - (
+        images.failed - images.reasons[REMOVED]
+    )  # no rows are made of those
     summary.filtered += exported.filtered
     summary.complete = exported.complete and back.complete
 

@@ -39,7 +39,7 @@ def curate(
             help="What is done: fetch, model, model_options, id_col, images, image_column, captions, statistics,"
             " prefix, buckets, text_statistics, same_captions, classify, caption, detect, ask, aesthetic, nsfw,"
             " neg_clip_loss, near, near_norm, clusters, join, where, preset, top or at_most (and by), balance,"
-            " duplicates, export.",
+            " duplicates, export. Or, for vectors of others: import, clip_score, and of these what needs no image.",
         ),
     ],
     overwrite: Annotated[
@@ -76,7 +76,8 @@ def curate(
     """Fetch, embed, measure, filter, balance, leave out duplicates, and write the shards that are left.
 
     OUTPUT gets the folders embeddings, passing, balanced, duplicates and shards. The same command again does what is
-    missing. Where the config begins with fetch, INPUT is the folder that the fetched shards go to.
+    missing. Where the config begins with fetch, INPUT is the folder that the fetched shards go to. Where it begins with
+    import, INPUT are tables and vectors of others, and OUTPUT gets pool, chosen, and what is fetched of these.
 
     A config, of which each line may be left out; docs/curation.md has all names:
 
