@@ -216,8 +216,9 @@ def curate_vectors(
         raise ShardError(
             f"{name}: could not be imported, and nothing was chosen: {why}. Mend it, and run again"
         )
-    of_all = [scorer for scorer, _ in choice.of_all_rows().values()]
-    for scorers in ([*choice.heads(), *recipe.clip_scores(), *choice.of_texts()], of_all):
+    of_all: list[Any] = [scorer for scorer, _ in choice.of_all_rows().values()]
+    every: list[Any] = [*choice.heads(), *recipe.clip_scores(), *choice.of_texts()]
+    for scorers in (every, of_all):
         if scorers:
             score_output(places[POOL], scorers, **how)
     for each in choice.join:
@@ -254,9 +255,9 @@ def curate_vectors(
         summary.steps[DUPLICATES], summary.duplicates = found, found.removed
         if found.removed:
             table = _twins(join(places[DUPLICATES], TABLE), f"{places[MARKED]}.twins/twins.parquet", there)
-            on, marks = f"{id_col}=id", {"output": places[MARKED], "overwrite": overwrite}
-            join_output(left, table, on, ["kept"], **marks, **how)
-            left, condition = places[MARKED], "kept IS NOT FALSE"
+            on, marked = f"{id_col}=id", places[MARKED]
+            join_output(left, table, on, ["kept"], output=marked, overwrite=overwrite, **how)
+            left, condition = marked, "kept IS NOT FALSE"
     chosen = filter_output(left, places[CHOSEN], where=condition, overwrite=overwrite, **how)
     summary.steps[CHOSEN], summary.kept = chosen, chosen.kept
     if chosen.kept != kept - summary.duplicates:

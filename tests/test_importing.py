@@ -659,6 +659,11 @@ def test_a_recipe_that_begins_with_vectors(tmp_path):
         assert (again.kept, again.steps["shards"].written, again.steps["embeddings"].written) == (23, 0, 0)
         with pytest.raises(OutputError, match="overwrite"):
             curate_vectors(source, tmp_path / "out", VectorRecipe.of({**given, "where": "clip_score > 0"}))
+        del given["fetch"], given["export"]
+        given["where"] = "clip_b32_similarity_score >= 0.2"
+        less = curate_vectors(source, tmp_path / "out", VectorRecipe.of(given), overwrite=True)
+        counts = (less.rows, less.failed, less.filtered, less.duplicates, less.kept)
+        assert counts == (36, 1, 20, 0, 15) and len(read(tmp_path / "out/chosen")) == 15
 
 
 @pytest.mark.parametrize(
