@@ -19,6 +19,7 @@ from test_blurring import BOX, check_blurred, held, saved, textured
 from curator_dask.datasets import ImageTextPairDataset
 from curator_dask.decode.blurring import blur
 from curator_dask.errors import ConfigError, OutputError
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 
@@ -161,9 +162,13 @@ def test_labels_are_those_that_were_asked_for():
     """Else nothing would be blurred: the prompt is the label, not what is meant by it."""
     settings = {"b_boxes": {"prompts": ["a human face", "a license plate"]}}
     with pytest.raises(ConfigError, match=r"blur_only=\['face'\].*'a human face', 'a license plate'"):
-        ExportOptions(blur="b_boxes", blur_only=["a human face", "face"]).check_boxes(settings)
-    ExportOptions(blur="b_boxes", blur_only=["a human face"]).check_boxes(settings)
-    ExportOptions(blur="b_boxes", blur_only=["face"]).check_boxes({"b_boxes": {"prompts": []}})
+        ExportOptions(blur="b_boxes", blur_only=["a human face", "face"]).check_made(
+            FileRecord("", settings=settings)
+        )
+    ExportOptions(blur="b_boxes", blur_only=["a human face"]).check_made(FileRecord("", settings=settings))
+    ExportOptions(blur="b_boxes", blur_only=["face"]).check_made(
+        FileRecord("", settings={"b_boxes": {"prompts": []}})
+    )
 
 
 def test_large_images_and_many_boxes_take_little():

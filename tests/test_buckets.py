@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from colours import colour_of, write_tar
+from colours import colour_of, write_dataset, write_tar
 from PIL import Image, ImageOps
 from test_smaller import apart, exif, opened, photograph, saved
 from typer.testing import CliRunner
@@ -27,6 +27,7 @@ from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.image.statistics import AspectBuckets, ImageStatistics
 from curator_dask.image.statistics.buckets import bucket_sizes
 from curator_dask.outputs.export_options import ExportOptions
+from curator_dask.outputs.exporting import export_output
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
@@ -358,6 +359,30 @@ def test_the_recipe(data, tmp_path):
             curate(data, tmp_path / "no", Recipe(statistics=["width"], export=export))
     with pytest.raises(ConfigError, match="resolution=1000"):
         Recipe(buckets={"resolution": 1000})
+
+
+def test_sizes_of_images_that_their_rows_turn_are_refused(tmp_path):
+    """As an export crops them as their files lie, the sizes would be of images that lie otherwise."""
+    write_dataset(tmp_path / "data", 1, 3)
+    for path in (tmp_path / "data").glob("*.parquet"):
+        table = pq.read_table(path)
+        turned = pa.array(['{"Image Orientation": "Rotated 90 CW"}'] * len(table))
+        pq.write_table(table.append_column("exif", turned), path)
+    dataset = ImageTextPairDataset.from_webdataset(tmp_path / "data")
+    options = {"metadata": None, "bucket_size": "bucket"}
+    for orientation in ("exif-column", "stored"):
+        measured = ImageStatistics(["width", "height"], prefix="image_", orientation=orientation)(dataset)
+        sides = {"width": "image_width", "height": "image_height"}
+        sized = AspectBuckets(64, step=16, **sides)(measured)
+        if orientation == "stored":
+            assert sized.to_webdataset(tmp_path / "out", **options).kept == 3
+            continue
+        with pytest.raises(ConfigError, match=r"'image_width', which was measured with --orientation exif"):
+            sized.to_webdataset(tmp_path / "out", **options)
+        sized.save_metadata(tmp_path / "rows")
+        with pytest.raises(ConfigError, match=r"images are cropped as their files lie\. Measure width"):
+            export_output(tmp_path / "rows", tmp_path / "out", ExportOptions(**options))
+        assert not (tmp_path / "out").exists()
 
 
 def test_format_quality_and_image_are_taken_with_buckets_alone():

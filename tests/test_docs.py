@@ -50,6 +50,7 @@ from curator_dask import get_client
 from curator_dask.cli import app
 from curator_dask.cli.curate import curate
 from curator_dask.curation import Recipe
+from curator_dask.curation_of_vectors import VectorRecipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
@@ -636,8 +637,13 @@ def test_the_commands_of_the_start_lead_to_tars_with_captions(made, cluster, tmp
 
 def test_recipes_are_recipes():
     blocks = [block for page in PAGES.values() for block in read_page(page).blocks if not block.not_run]
-    recipes = [Recipe(**yaml.safe_load(block.code)) for block in blocks if block.language == "yaml"]
-    assert len(recipes) == 6 and all(each.model or each.join or each.balance or each.fetch for each in recipes)
+    every = [yaml.safe_load(block.code) for block in blocks if block.language == "yaml"]
+    of_vectors = [VectorRecipe.of(each) for each in every if "import" in each]
+    assert [each.fetches("chosen.parquet") is not None for each in of_vectors] == [True]
+    recipes = [Recipe(**each) for each in every if "import" not in each]
+    assert len(recipes) == 6 and all(
+        each.model or each.join or each.balance or each.fetch for each in recipes
+    )
     shown = (curate.__doc__ or "").partition("\b\n")[2].partition("\n\n")[0]
     assert Recipe(**yaml.safe_load(shown)).fetch  # what `curate --help` shows
 

@@ -241,7 +241,6 @@ def test_what_cannot_be_asked(dataset, tmp_path):
         ({"by": "[lang]"}, r"by='\[lang\]' \(--by\): expected single values"),
         ({"by": "lang", "by_most": 0}, "by_most=0"),
         ({"by_most": 3}, "give a column as by"),
-        ({"by": "lang", "format": "parquet"}, "by='lang': is of tars"),
     ):
         with pytest.raises(ConfigError, match=said):
             dataset.to_webdataset(tmp_path / "no", **options)

@@ -165,6 +165,35 @@ def test_vectors_are_of_a_fixed_length_where_none_is_null(rows, tmp_path):
     assert [row["emb"] is None for row in rows_in(tmp_path / "other")] == [False] * 11 + [True] * 11
 
 
+def test_rows_of_one_value_are_a_dataset_of_their_own(rows, tmp_path):
+    """A folder a value, with all splits; in parts and at once the same; and read again as images."""
+    out, by = tmp_path / "out", {"by": "'v ' || right(key, 1)", "samples_per_shard": 2}
+    splits = {"splits": {"val": 8}, "split_seed": 2, "where": "right(key, 1) < '3'"}
+    summary = export(rows, out, **by, **splits, card=True)
+    found = {folder: rows_in(out / folder) for folder in ("v_0", "v_1", "v_2")}
+    assert {row["key"][-1] for row in found["v_1"]} == {"1"}
+    counts = {name: each.samples for name, each in summary.groups.items()}
+    assert sum(counts.values()) == sum(map(len, found.values())) == summary.kept == 10
+    told = yaml.safe_load((out / "README.md").read_text().split("---")[1])["configs"]
+    assert sorted(each["config_name"] for each in told) == ["default", "v_0", "v_1", "v_2"]
+    for each in told[1:]:
+        for part in each["data_files"]:
+            there = [*out.glob(part["path"])]
+            assert (
+                sum(pq.read_metadata(path).num_rows for path in there)
+                == counts[f"{part['split']}/{each['config_name']}"]
+            )
+    for number in range(2):
+        options = ExportOptions(format="parquet", **by, **splits)
+        export_output(rows, tmp_path / "parts", options, part=(number, 2))
+    assert files(tmp_path / "parts") == {
+        name: data for name, data in files(out).items() if name != "README.md"
+    }
+    assert export(rows, out, **by, **splits, card=True).written == 0
+    again = ImageTextPairDataset.from_parquet(out).compute()
+    assert {*again["key"]} == {row["key"] for some in found.values() for row in some}
+
+
 def test_splits_and_the_card(rows, tmp_path):
     out = tmp_path / "out"
     summary = export(rows, out, splits={"val": 5, "holdout": 3}, samples_per_shard=9, card=True)
@@ -373,3 +402,21 @@ def test_hugging_faces_datasets(rows, tmp_path):
                 assert row["text"] == f"caption of {row['key']}"
                 there = vector_of(row["key"])
                 assert row["emb"] == (None if there is None else np.array(there, np.float32).tolist())
+    by = {"by": "right(key, 1)", "where": "right(key, 1) < '3'", "samples_per_shard": 2}
+    summary = export(rows, tmp_path / "by", **by, splits={"holdout": 3}, card=True)
+    every = {split: [] for split in ("train", "holdout")}
+    for value in "012":
+        # By the card of all, and a folder of its own without it.
+        for call in ({"path": str(tmp_path / "by"), "name": value}, {"path": str(tmp_path / "by" / value)}):
+            found = datasets.load_dataset(**call, cache_dir=str(tmp_path / "hf"))
+            counts = {name: summary.groups[f"{name}/{value}"].samples for name in found}
+            assert {name: len(split) for name, split in found.items()} == counts and sum(counts.values()) >= 2
+            for row in (row for split in found.values() for row in split):
+                assert row["key"][-1] == value and row["image"].getpixel((0, 0)) == colour_of(row["key"])
+        for name, split in found.items():
+            every[name] += split["key"]
+    whole = datasets.load_dataset(str(tmp_path / "by"), cache_dir=str(tmp_path / "hf"))
+    assert {name: sorted(split["key"]) for name, split in whole.items()} == {
+        name: sorted(keys) for name, keys in every.items()
+    }
+    assert len(every["holdout"]) == 3 and len({*every["train"], *every["holdout"]}) == summary.kept == 10

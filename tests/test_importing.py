@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import zipfile
@@ -15,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from colours import members_of, write_tar
 from image_servers import ImageServer, picture_of
 from test_heads import saved
@@ -23,6 +25,7 @@ from typer.testing import CliRunner
 from curator_dask import fetch_images
 from curator_dask.browsing.looking import Browser
 from curator_dask.cli import app
+from curator_dask.curation_of_vectors import VectorRecipe, curate_vectors
 from curator_dask.dedup import SemanticDeduplication
 from curator_dask.errors import ConfigError, DatasetError, OutputError
 from curator_dask.frames.parquet import read_record
@@ -532,6 +535,57 @@ def test_arrays_in_a_store(tmp_path):
     store.rm(f"/{tmp_path.name}", recursive=True)
 
 
+def test_vectors_that_are_kept_as_float16(tmp_path):
+    """Half the bytes; scores, searches and duplicates are those of float32 but for the rounding."""
+    source, found = write_datacomp(tmp_path / "metadata"), {}
+    twin = np.load(source / "00000002.npz")
+    arrays = {name: twin[name].copy() for name in twin.files}
+    arrays["l14_img"][3] = np.load(source / "00000000.npz")["l14_img"][5]  # rows 27 and 5
+    np.savez(source / "00000002.npz", **arrays)
+    head = saved(tmp_path, "aesthetic")
+    for stored in ("float32", "float16"):
+        out = tmp_path / stored
+        datacomp_import(source, out, stored=stored)
+        kinds = pq.read_schema(out / "00000000.parquet")
+        kind = pa.list_(getattr(pa, stored)(), 768)
+        assert kinds.field("image_embedding").type == kinds.field("text_embedding").type == kind
+        score_output(out, [AestheticClassifier(model_path=head), ClipScore()])
+        find_centroids(out, 3).save(tmp_path / f"{stored}.safetensors")
+        score_output(out, [ClusterNumber(tmp_path / f"{stored}.safetensors", "cluster")])
+        assert pq.read_schema(out / "00000000.parquet").field("image_embedding").type == kind
+        gone = SemanticDeduplication(0.01)(out).save(tmp_path / f"{stored} twins")
+        near = [hit.key for hit in similar_to_key(out, uid_of(5), top=4)]
+        filter_output(out, tmp_path / f"{stored} some", where="clip_score > -1", top=("clip_score", 0.5))
+        make_report(out, tmp_path / f"{stored}.html")
+        assert "claimed" in (tmp_path / f"{stored}.html").read_text()
+        found[stored] = (read(out).set_index("uid"), gone, near, read(tmp_path / f"{stored} some"))
+    (whole, gone, near, some), (half, half_gone, half_near, half_some) = found.values()
+    for name in ("aesthetic_score", "clip_score"):
+        np.testing.assert_allclose(half[name], whole[name], atol=2e-3)
+    assert gone.removed == half_gone.removed == 1
+    assert near == half_near and uid_of(27) in near
+    assert {*some["uid"]} == {*half_some["uid"]}
+    sizes = [np.stack(each["image_embedding"]).nbytes for each in (whole, half)]
+    assert sizes[0] == 2 * sizes[1]
+    with pytest.raises(OutputError, match="was made of other vectors"):
+        datacomp_import(source, tmp_path / "float16")
+    with pytest.raises(ConfigError, match=r"stored='bfloat16' \(--stored\)"):
+        datacomp_import(source, tmp_path / "no", stored="bfloat16")
+    # What float16 cannot hold costs its row.
+    arrays = {
+        "l14_img": np.full((2, 4), [[7e4], [1.0]], np.float32),
+        "l14_txt": np.full((2, 4), [[1.0], [1e-9]]),
+    }
+    (tmp_path / "large").mkdir()
+    pq.write_table(rows_of(range(2)), tmp_path / "large/0.parquet")
+    np.savez(tmp_path / "large/0.npz", **arrays)
+    datacomp_import(tmp_path / "large", tmp_path / "rounded", stored="float16", normalize=False, model=None)
+    rows = read(tmp_path / "rounded")
+    assert [each is None for each in rows["image_embedding"]] == [True, False]
+    assert [each is None for each in rows["text_embedding"]] == [False, True]
+    assert all("is out of the range of float16" in why for why in rows["image_error"])
+
+
 def test_commands_on_a_cluster(client, tmp_path):
     source, out = write_datacomp(tmp_path / "dc"), tmp_path / "out"
     place = ("--scheduler-address", client.scheduler.address)
@@ -555,3 +609,73 @@ def test_commands_on_a_cluster(client, tmp_path):
     assert "NONE of 36 rows has a sample that is left: there is no tar" in said
     (source / "00000001.npz").unlink()
     assert "00000001.npz" in run("import", source, tmp_path / "rest", *taken, *place, code=1)
+
+
+def test_a_recipe_that_begins_with_vectors(tmp_path):
+    """The walk-through of docs/importing.md as one call: counts add up, and the same call again finds all done."""
+    with ImageServer() as server:
+        source = write_datacomp(tmp_path / "metadata", server.port)
+        arrays = {name: array.copy() for name, array in np.load(source / "00000002.npz").items()}
+        arrays["l14_img"][3] = np.load(source / "00000001.npz")["l14_img"][5]  # rows 27 and 17
+        arrays["l14_img"][4] = np.nan
+        np.savez(source / "00000002.npz", **arrays)
+        server.broken.add("n/20.")
+        given = {
+            "import": {
+                "id_column": "uid",
+                "image_vectors": "l14_img",
+                "text_vectors": "l14_txt",
+                "model": L14,
+            },
+            "aesthetic": str(saved(tmp_path, "aesthetic")),
+            "clip_score": True,
+            "where": "clip_b32_similarity_score >= 0.1 and clip_score > -1",
+            "duplicates": {"eps": 0.01},
+        }
+        first = curate_vectors(source, tmp_path / "out", VectorRecipe.of(given))
+        counts = (first.rows, first.failed, first.filtered, first.duplicates, first.kept)
+        assert counts == (36, 1, 10, 1, 24) and str(first).startswith(f"{tmp_path}/out/chosen: 24 of 36 rows")
+        chosen = read(tmp_path / "out/chosen")
+        twins = {uid_of(17), uid_of(27)} & {*chosen["uid"]}
+        every = {uid_of(number) for number in range(10, 36) if number not in (17, 27, 28)}
+        assert {*chosen["uid"]} - twins == every and len(twins) == 1
+        options = {"allow_private": True, "rows_per_shard": 7, "retries": 0, "timeout": 5}
+        given |= {"fetch": {"caption_column": "text", **options}, "export": {"samples_per_shard": 10}}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+        told = ("curate", source, tmp_path / "out", "--config", tmp_path / "recipe.yaml", "--cluster", "cpu")
+        said = run(*told, "--json", tmp_path / "first.json")
+        assert "failed             2 (5.6%), 1 of them not fetched" in said, said
+        second = json.loads((tmp_path / "first.json").read_text())
+        assert (second["kept"], second["missing"]) == (23, 0)
+        parts = ("failed", "filtered", "unbalanced", "duplicates", "missing", "kept")
+        assert sum(second[name] for name in parts) == second["rows"] == 36
+        rows = pd.concat(
+            [pq.read_table(path).to_pandas() for path in (tmp_path / "out/shards").glob("*.parquet")]
+        )
+        assert {*rows["uid"]} == {*chosen["uid"]} - {uid_of(20)}
+        rows = rows[~rows["uid"].isin([uid_of(17), uid_of(27)])].rename(columns={"caption": "text"})
+        check_vectors(rows, "image_embedding", "l14_img")
+        again = curate_vectors(source, tmp_path / "out", VectorRecipe.of(given))
+        assert (again.kept, again.steps["shards"].written, again.steps["embeddings"].written) == (23, 0, 0)
+        with pytest.raises(OutputError, match="overwrite"):
+            curate_vectors(source, tmp_path / "out", VectorRecipe.of({**given, "where": "clip_score > 0"}))
+        del given["fetch"], given["export"]
+        given["where"] = "clip_b32_similarity_score >= 0.2"
+        less = curate_vectors(source, tmp_path / "out", VectorRecipe.of(given), overwrite=True)
+        counts = (less.rows, less.failed, less.filtered, less.duplicates, less.kept)
+        assert counts == (36, 1, 20, 0, 15) and len(read(tmp_path / "out/chosen")) == 15
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"model": "resnet50"}, "'model' beside import: there is no image"),
+        ({"import": {"mode": L14}}, "import: there is no argument 'mode'"),
+        ({"fetch": {"table": "urls.parquet"}}, "table beside import"),
+        ({"export": {"shuffle": 7}}, "export beside import: there is no image"),
+        ({"wher": "x > 1"}, "'wher' beside import"),
+    ],
+)
+def test_what_a_recipe_of_vectors_cannot_be_asked(given, said):
+    with pytest.raises(ConfigError, match=said):
+        VectorRecipe.of({"import": {"model": L14}, **given})

@@ -24,6 +24,7 @@ LAYERS = (
     "cli",
     "testing",
     "utils",
+    "curation_of_vectors",
     "curation",
     "recipe_steps",
     "recipe",

@@ -236,14 +236,24 @@ def test_what_was_removed_does_not_come_back(made, whole):
         shutil.copy(made / "more" / name, made / "late" / name)
     embed(str(made / "late"), str(made / "of_late"))
     shutil.copy(made / "of_late/00003.parquet", grown / "00003.parquet")
-    appended = export_output(grown, made / "new", ExportOptions(**{**SPLIT, "append": True}))
+    append = {**SPLIT, "append": True}
+    before, asked = state(made / "new"), ExportOptions(**append, dry_run=True)
+    planned = export_output(grown, made / "new", asked)
+    assert state(made / "new") == before
+    appended = export_output(grown, made / "new", ExportOptions(**append))
+    counted = ("rows", "earlier", "kept", "missing", "shards", "reasons", "fields")
+    assert [getattr(planned, name) for name in counted] == [getattr(appended, name) for name in counted]
+    assert {name: (each.samples, each.shards) for name, each in planned.splits.items()} == {
+        name: (each.samples, each.shards) for name, each in appended.splits.items()
+    }
     # The key of the last is another, and its URL that of one that was removed.
     assert (appended.rows, appended.earlier, appended.kept, appended.missing) == (26, 21, 1, 4)
     assert appended.reasons == {"removed": 4}
     check_export(made / "new", stay | {"000030000"})
-    again = export_output(
-        grown, made / "new", ExportOptions(samples_per_shard=5, shuffle=3, overwrite=True, metadata=None)
-    )
+    anew = {"samples_per_shard": 5, "shuffle": 3, "overwrite": True, "metadata": None}
+    planned = export_output(grown, made / "new", ExportOptions(**anew, dry_run=True))
+    assert (planned.rows, planned.kept, planned.missing) == (26, 22, 4)
+    again = export_output(grown, made / "new", ExportOptions(**anew))
     assert (again.rows, again.kept, again.missing) == (26, 22, 4)
     found = {name.partition(".")[0] for some in members_in(made / "new").values() for name, _ in some}
     assert found == stay | {"000030000"}

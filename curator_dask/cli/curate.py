@@ -39,7 +39,7 @@ def curate(
             help="What is done: fetch, model, model_options, id_col, images, image_column, captions, statistics,"
             " prefix, buckets, text_statistics, same_captions, classify, caption, detect, ask, aesthetic, nsfw,"
             " neg_clip_loss, near, near_norm, clusters, join, where, preset, top or at_most (and by), balance,"
-            " duplicates, export.",
+            " duplicates, export. Or, for vectors of others: import, clip_score, and of these what needs no image.",
         ),
     ],
     overwrite: Annotated[
@@ -76,7 +76,8 @@ def curate(
     """Fetch, embed, measure, filter, balance, leave out duplicates, and write the shards that are left.
 
     OUTPUT gets the folders embeddings, passing, balanced, duplicates and shards. The same command again does what is
-    missing. Where the config begins with fetch, INPUT is the folder that the fetched shards go to.
+    missing. Where the config begins with fetch, INPUT is the folder that the fetched shards go to. Where it begins with
+    import, INPUT are tables and vectors of others, and OUTPUT gets pool, chosen, and what is fetched of these.
 
     A config, of which each line may be left out; docs/curation.md has all names:
 
@@ -95,11 +96,11 @@ def curate(
 
     from curator_dask.cluster.client import load_ahead
     from curator_dask.cluster.device import device_of_new_workers
-    from curator_dask.curation import Recipe
     from curator_dask.curation import curate as do
+    from curator_dask.curation_of_vectors import POOL, VectorRecipe, curate_vectors, read_recipe
     from curator_dask.outputs.curated_names import EMBEDDINGS
     from curator_dask.report.making import check_page, make_report
-    from curator_dask.storage import is_remote
+    from curator_dask.storage import is_remote, join
 
     interrupted = "what was finished is kept, the same command goes on from there"
     elsewhere = bool(scheduler_address or scheduler_file)  # where files of a model are others
@@ -108,9 +109,30 @@ def curate(
         told_plainly(interrupted),
         workers_when_needed(cluster, scheduler_address, scheduler_file, workers) as start,
     ):
-        recipe = Recipe.read(config)
         if report is not None:
             check_page(report)
+        recipe = read_recipe(config)
+        if isinstance(recipe, VectorRecipe):
+            if append or work is not None:
+                raise typer.BadParameter(
+                    "does not go with a config that begins with import", param_hint="--append, --work"
+                )
+            chosen = curate_vectors(
+                input_path,
+                output,
+                recipe,
+                overwrite=overwrite,
+                storage_options=options,
+                output_storage_options=output_options,
+                workers=start,
+            )
+            put(chosen.to_dict())
+            if report is not None:
+                stored = (is_remote(output) and output_options) or options
+                make_report(join(output, POOL), report, storage_options=stored)
+            if not chosen.complete or not chosen.kept:
+                raise typer.Exit(EXIT_SHARD)
+            return
         summary = do(
             input_path,
             output,

@@ -113,16 +113,21 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def embedding_columns(meta: Any) -> list[str]:
-    """Names of the columns of a frame that hold lists of float32."""
+    """Names of the columns of a frame that hold vectors; see `vectors_in`."""
     return vectors_in(backend.frame_to_arrow(meta).schema)
 
 
 def vectors_in(schema: pa.Schema) -> list[str]:
-    """Names of the columns of a schema that hold lists of float32."""
+    """Names of the columns of a schema that hold lists of float32, or of float16 that are all of one length."""
     lists = [
         field for field in schema if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type)
     ]
-    return [field.name for field in lists if field.type.value_type == pa.float32()]
+    half = (pa.float16(), pa.types.is_fixed_size_list)
+    return [
+        field.name
+        for field in lists
+        if field.type.value_type == pa.float32() or (field.type.value_type == half[0] and half[1](field.type))
+    ]
 
 
 def to_array(column: Any) -> pa.Array:

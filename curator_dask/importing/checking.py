@@ -17,6 +17,8 @@ from curator_dask.importing.layouts import Source
 from curator_dask.rows.reasons import NO_VECTOR, NOT_FINITE
 from curator_dask.storage import Options
 
+#: What vectors may be kept as.
+STORED = ("float32", "float16")
 _BLOCK = 8192  # rows that are read at once
 
 
@@ -30,18 +32,20 @@ class Taken:
     name
         What they are called where they come from.
     normalize
-        Divide each by its L2 norm.
+        Divide each by its L2 norm, in float32.
+    stored
+        Of the numbers that are kept: one of `STORED`.
 
     Attributes
     ----------
     matrix
-        float32 (rows, dim); zeros where there is a reason.
+        float32 or float16 (rows, dim); zeros where there is a reason.
     reasons
         Why a row has no vector; None where it has one.
     """
 
-    def __init__(self, rows: int, dim: int, name: str, normalize: bool) -> None:
-        self.matrix = np.zeros((rows, dim), np.float32)
+    def __init__(self, rows: int, dim: int, name: str, normalize: bool, stored: str = "float32") -> None:
+        self.matrix: np.ndarray = np.zeros((rows, dim), np.dtype(stored))
         self.reasons: list[str | None] = [None] * rows
         self._name, self._normalize = name, normalize
 
@@ -54,7 +58,15 @@ class Taken:
         finite = np.isfinite(block).all(axis=1)
         zero = finite & ~block.any(axis=1)
         good = finite & ~zero
-        self.matrix[rows[good]] = unit(block[good]) if self._normalize else block[good]
+        vectors = unit(block[good]) if self._normalize else block[good]
+        with np.errstate(over="ignore"):
+            kept = vectors.astype(self.matrix.dtype)
+        self.matrix[rows[good]] = kept
+        # Of vectors that are not of length 1: as float32 they have a larger range.
+        out = ~np.isfinite(kept).all(axis=1) | ~kept.any(axis=1)
+        for row in rows[good][out].tolist():
+            self.matrix[row] = 0
+            self.reasons[row] = f"{NOT_FINITE}: {self._name} is out of the range of {self.matrix.dtype}"
         for row in rows[~finite].tolist():
             self.reasons[row] = f"{NOT_FINITE}: {self._name} has NaN or infinity"
         for row in rows[zero].tolist():
@@ -65,11 +77,11 @@ class Taken:
         self.reasons[row] = f"{NO_VECTOR}: {self._name} {why}"
 
     def column(self) -> pa.Array:
-        """As a column: ``fixed_size_list<float32>[dim]``, null where there is a reason."""
+        """As a column: a ``fixed_size_list`` of the matrix' numbers, null where there is a reason."""
         dim = self.matrix.shape[1]
         return pa.FixedSizeListArray.from_arrays(
             pa.array(self.matrix.reshape(-1)),
-            type=pa.list_(pa.float32(), dim),
+            type=pa.list_(pa.from_numpy_dtype(self.matrix.dtype), dim),
             mask=pa.array(np.array([reason is not None for reason in self.reasons], bool)),
         )
 
@@ -132,7 +144,15 @@ def check_rows(table: str, rows: int | None, options: Options) -> None:
 
 
 def take_vectors(
-    source: Source, table: str, start: int, stop: int, rows: int, dim: int, normalize: bool, options: Options
+    source: Source,
+    table: str,
+    start: int,
+    stop: int,
+    rows: int,
+    dim: int,
+    normalize: bool,
+    options: Options,
+    stored: str = "float32",
 ) -> Taken:
     """The vectors of the rows ``start <= row < stop`` of a table.
 
@@ -148,13 +168,15 @@ def take_vectors(
         Divide each by its L2 norm.
     options
         For fsspec.
+    stored
+        Of the numbers that are kept.
 
     Raises
     ------
     ShardError
         They cannot be read, or are not those of the table's rows.
     """
-    taken = Taken(stop - start, dim, source.name or "the vector", normalize)
+    taken = Taken(stop - start, dim, source.name or "the vector", normalize, stored)
     if source.path == table:
         for at, array in _lists(table, source.name or "", start, stop, options):
             _put_lists(taken, at, array, dim)

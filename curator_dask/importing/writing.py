@@ -95,6 +95,8 @@ class ImportFile:
         For fsspec, of what is read.
     target
         Where it goes.
+    stored
+        Of the vectors' numbers.
     given_up
         The file kills workers: it is not written, for this reason.
     """
@@ -106,6 +108,7 @@ class ImportFile:
     normalize: bool
     options: Options
     target: Output
+    stored: str = "float32"
     given_up: str | None = None
 
     def __dask_tokenize__(self) -> Any:
@@ -132,12 +135,14 @@ class ImportFile:
     def read_by(self, piece: Piece) -> dict[str, str]:
         """By column of vectors, how they are taken."""
         how = "normalized" if self.normalize else "as they are"
+        how += f" {self.stored}" * (self.stored != "float32")
         return {column: f"import {source.name or 'npy'} {how}" for column, source in piece.pair.vectors}
 
     @property
     def made(self) -> dict[str, dict[str, Any]]:
         """By column of vectors, what parts of one import must say alike; as JSON has it."""
         how = {"normalized": self.normalize, "id_col": self.id_col, "numbered": self.numbered}
+        how |= {"stored": self.stored}
         columns = sorted(f"{each.name}: {each.type}" for each in self.schema)
         return {name: {**each, **how, "columns": columns} for name, each in self.claims.items()}
 
@@ -182,7 +187,9 @@ class ImportFile:
         for column, source in piece.pair.vectors:
             dim = int(self.claims[column]["dim"])
             span = (piece.start, piece.stop, piece.rows or 0)  # None is refused above
-            taken = take_vectors(source, piece.pair.table, *span, dim, self.normalize, self.options)
+            taken = take_vectors(
+                source, piece.pair.table, *span, dim, self.normalize, self.options, self.stored
+            )
             table = table.append_column(column, taken.column())
             reasons[column] = taken.reasons
         errors = [

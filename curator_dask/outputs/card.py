@@ -103,10 +103,13 @@ def _front_matter(summary: ExportSummary, said: Mapping[str, Any]) -> str:
     is_tables = summary.format == "parquet"
     deeper = "*/" * bool(summary.groups)
     files = [
-        {"split": name, "path": f"{TABLES}/{name}-*.parquet" if is_tables else f"{name}/{deeper}*.tar"}
+        {
+            "split": name,
+            "path": f"{deeper}{TABLES}/{name}-*.parquet" if is_tables else f"{name}/{deeper}*.tar",
+        }
         for name in names
     ]
-    every = f"{TABLES}/{ONLY}-*.parquet" if is_tables else f"{deeper}*.tar"
+    every = f"{deeper}{TABLES}/{ONLY}-*.parquet" if is_tables else f"{deeper}*.tar"
     known = {each: value for each, value in said.items() if each != "source"}
     known["size_categories"] = [size_category(summary.kept)]
     if summary.kept:
@@ -126,7 +129,9 @@ def _of_values(summary: ExportSummary) -> list[dict[str, Any]]:
     for folder, count in summary.groups.items():
         split, _, name = folder.rpartition("/")
         if count.samples and name.lower() != "default":
-            found.setdefault(name, []).append({"split": split or ONLY, "path": f"{folder}/*.tar"})
+            split = split or ONLY
+            path = f"{name}/{TABLES}/{split}-*.parquet" if summary.format == "parquet" else f"{folder}/*.tar"
+            found.setdefault(name, []).append({"split": split, "path": path})
     return [{"config_name": name, "data_files": files} for name, files in found.items()]
 
 
@@ -166,8 +171,8 @@ def _content(summary: ExportSummary, options: ExportOptions, records: Sequence[F
         ]
         rows = [[code(name), code(value) if value else "", *more] for name, value, *more in rows]
         parts.append(
-            f"Folders of tars, each of one value of {code(options.by or '')}:\n\n"
-            + table(["folder", "value", "samples", "tars", "size"], rows)
+            f"Folders of {noun}s, each of one value of {code(options.by or '')}:\n\n"
+            + table(["folder", "value", "samples", f"{noun}s", "size"], rows)
         )
     if summary.fields and not is_tables:
         fields = [[code(f".{suffix}"), f"{count:,}"] for suffix, count in sorted(summary.fields.items())]

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from curator_dask.decode.cropping import Crop, size_in
 from curator_dask.errors import ConfigError, ImageError
+from curator_dask.frames.record import FileRecord, inputs_of
 from curator_dask.words import counted
 
 #: Columns beside a tar, and fields of each JSON, of cropped images: pixels, upright, of the image before; and of the
@@ -67,6 +68,17 @@ class Cropping:
             return None
         quoted = self.column.replace('"', '""')
         return f'"{quoted}" IS NOT NULL'
+
+    def check_made(self, record: FileRecord) -> None:
+        """Raise ConfigError where the sizes are of images that were turned by what their rows say: none are here."""
+        for name in inputs_of(record.scores.get(self.column, {})):
+            if "orientation=exif-column" in record.read_by.get(name, "").split():
+                raise ConfigError(
+                    f"bucket_size={self.column!r} (--bucket-size): its sizes are of {name!r}, which was measured with"
+                    " --orientation exif-column (orientation='exif-column'), and images are cropped as their files lie."
+                    f" Measure width and height without it, under another prefix (score --statistics width,height"
+                    " --prefix stored_ --bucket ... --bucket-column ...)"
+                )
 
     def size(self, row: Mapping[str, Any]) -> tuple[int, int]:
         """Width and height for the image of a row.

@@ -11,6 +11,7 @@ import pyarrow as pa
 from curator_dask.decode.smaller import DEFAULT_QUALITY, KEEP, SmallerImages
 from curator_dask.decode.stripping import check_metadata_out
 from curator_dask.errors import ConfigError
+from curator_dask.frames.record import FileRecord
 from curator_dask.outputs.blurring import Blurring
 from curator_dask.outputs.card_fields import check_card
 from curator_dask.outputs.cropping import CROPPED, Cropping
@@ -167,7 +168,6 @@ class ExportOptions:
     def _check_tables(self) -> None:
         """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
         of_tars = {
-            "by": self.by,
             "columns": self.columns,
             "npy": self.npy,
             "sizes": self.sizes or None,
@@ -236,10 +236,12 @@ class ExportOptions:
         if self.grouping is not None:
             self.grouping.by.values(rows.slice(0, 0), columns)
 
-    def check_boxes(self, settings: Mapping[str, Any]) -> None:
-        """Raise ConfigError where the boxes do not fit; `settings` are `FileRecord.settings`."""
-        if self.blurring is not None:
-            self.blurring.check_made(settings, self.image_member)
+    def check_made(self, record: FileRecord | None) -> None:
+        """Raise ConfigError where boxes or sizes of rows are of images that lie otherwise, or boxes of other things."""
+        if record is not None and self.cropping is not None:
+            self.cropping.check_made(record)
+        if record is not None and self.blurring is not None:
+            self.blurring.check_made(record.settings, self.image_member)
 
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""

@@ -27,6 +27,7 @@ from curator_dask.outputs.appending import (
     settings_of,
 )
 from curator_dask.outputs.card import Making, card_mark, card_of
+from curator_dask.outputs.dry_run import count_taken_down
 from curator_dask.outputs.earlier import EarlierTars, KnownTars
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_beside, schema_of
@@ -44,7 +45,7 @@ from curator_dask.outputs.mixing import rows_laid_down
 from curator_dask.outputs.new_keys import NewKeys
 from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.removed import check_removed, check_shards
-from curator_dask.outputs.saving import behind_links, check_apart
+from curator_dask.outputs.saving import check_copied_apart
 from curator_dask.outputs.selecting import FileRows, Folder, SelectSamples, stop_at
 from curator_dask.outputs.sharding import NewShards
 from curator_dask.outputs.twins import find_twins
@@ -154,13 +155,11 @@ class ExportRun:
         check_new(self._vectors, [report["fields"] for report in reports.values()])
         self._made.check_new([report["fields"] for report in reports.values()])
         urls = {url for report in reports.values() for url in report["stamps"]}
-        if self._options.without is not None:
-            check_shards(self._options.without, urls, options=rows.options)
-        if self._options.split_groups is not None:
-            check_shards(self._options.split_groups, urls, "kept together", rows.options)
-        # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
-        for folder in {posixpath.dirname(url) for url in (*urls, *map(behind_links, urls))}:
-            check_apart(folder, self.place.target.path)
+        tables = {"left out": self._options.without, "kept together": self._options.split_groups}
+        for what, path in tables.items():
+            if path is not None:
+                check_shards(path, urls, what, rows.options)
+        check_copied_apart(urls, self.place.target.path)
         if self._earlier is not None and not self._summary.earlier:
             self._earlier.warn_of_moved(urls)
         odd = sum(report["odd_keys"] for report in reports.values())
@@ -237,7 +236,7 @@ class ExportRun:
         made = () if shrinking is None else tuple(shrinking.made)
         record = read_record(rows.file(names[0]), rows.options) if names else None
         id_col = (record.id_col if record else None) or self._id_col
-        options.check_boxes({} if record is None else record.settings)
+        options.check_made(record)
         new_keys = None
         if options.sequential:
             planned = options.shard_bytes is not None or options.shards is not None
@@ -348,6 +347,7 @@ class ExportRun:
         summary.free = self.place.check_space(summary.needed, summary.by_old_sizes)
         summary.planned = options.dry_run
         if options.dry_run:
+            count_taken_down(pack, [shards[number] for number in doing], summary)
             return True
         if new or not stay or names != sorted(self.place.tars):
             clear(doing)  # what the tars of other parts have is theirs to remove

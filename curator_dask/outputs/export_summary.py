@@ -273,7 +273,7 @@ class ExportSummary:
         """Count a new tar that is there (`curator_dask.outputs.packing`)."""
         self.bytes += report["bytes"]
         folder = report.get("split", report["name"].rpartition("/")[0])
-        for count in self._of(folder):
+        for count in self.parts_of(folder):
             count.bytes += report["bytes"]
         self.json_left_alone += report["json_left_alone"]
         self.no_caption += report.get("no_caption", 0)
@@ -283,7 +283,7 @@ class ExportSummary:
         if images := report.get("images"):
             add_images(self, images)
         if lost := report.get(UNBLURRED):
-            take_out(self, lost, self._of(folder))
+            take_out(self, lost, self.parts_of(folder))
         if report["no_index"]:
             self.no_index[report["name"]] = report["no_index"]
         if is_without_file(report):
@@ -293,7 +293,7 @@ class ExportSummary:
         """Count no longer those new tars that are not there: once, when all are written."""
         self.shards -= len(self.emptied)
         for name in self.emptied:
-            for count in self._of(name.rpartition("/")[0]):
+            for count in self.parts_of(name.rpartition("/")[0]):
                 count.shards -= 1
 
     def note_earlier(self, earlier: EarlierTars, places: Sequence[np.ndarray]) -> None:
@@ -349,10 +349,10 @@ class ExportSummary:
     def note_shards(self, folders: Iterable[str]) -> None:
         """Count the tars of each split, and of each value: of each tar its folder."""
         for folder in folders:
-            for count in self._of(folder):
+            for count in self.parts_of(folder):
                 count.shards += 1
 
-    def _of(self, folder: str) -> list[SplitCount]:
+    def parts_of(self, folder: str) -> list[SplitCount]:
         """The counts that tars of a folder belong to."""
         found = (self.splits.get(folder.partition("/")[0]), self.groups.get(folder))
         return [count for count in found if count is not None]

@@ -59,7 +59,7 @@ def in_tables(
     columns
         That go along.
     totals
-        By split, how many files it has.
+        By split, or folder of a value, how many files it has.
     options
         Of the export.
     suffixes
@@ -79,7 +79,13 @@ def in_tables(
     urls = {url for report in reports for url in report["stamps"]}
     classes = _classes(urls, pack.shard_options)
     given |= {"schema": hub_schema(columns, texts, classes), "json_columns": (), "index": False, "empty": ()}
-    return PackParquet(**given, totals=totals, image_member=options.image_member, texts=texts)
+    return PackParquet(
+        **given,
+        totals=totals,
+        image_member=options.image_member,
+        texts=texts,
+        by_value=options.by is not None,
+    )
 
 
 def _classes(urls: Iterable[str], options: Options) -> dict[str, tuple[str, ...]]:

@@ -20,6 +20,7 @@ import dask.dataframe as dd
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.record import inputs_of
 from curator_dask.outputs.card import Making
 from curator_dask.outputs.encoded import Encoded
 from curator_dask.outputs.export_columns import schema_of
@@ -159,6 +160,9 @@ def export_frame(
         sink = _RowsSink(Output(join(place.beside, "rows"), target.options, False, True, False))
         if not is_remote(sink.place):
             check_writable(sink.place)
+        # Of sizes, too, what they are of: the record says how that was measured.
+        scores = (getattr(step, "scores", {}).get(options.size_column, {}) for step in earlier_steps)
+        wanted += [name for score in scores for name in inputs_of(score)]
         kept = [name for name in names if options.metadata is not None or name in wanted]
         summary, _ = run(
             frame,

@@ -36,7 +36,7 @@ from curator_dask.outputs.shard_names import PARTS
 from curator_dask.outputs.sharding import NewShard, in_order
 from curator_dask.outputs.shrinking import LEFT, Shrinking, ShrunkImages
 from curator_dask.outputs.taken_down import taken_down
-from curator_dask.outputs.taking_out import both, columns_of, without_taken_down
+from curator_dask.outputs.taking_out import Left, both, columns_of, without_taken_down
 from curator_dask.outputs.text_states import TextStates, members_of
 from curator_dask.outputs.vector_members import VectorMember, vector_counts
 from curator_dask.runs.reports import errors_of, report_frame
@@ -198,10 +198,7 @@ class PackShard:
             return report_frame(self._pack(shard, name))
 
     def _pack(self, shard: NewShard, name: str) -> dict[str, Any]:
-        samples, stamps = self._samples(shard)
-        keys = self._keys(shard, samples)
-        table, record = self._rows(shard, samples, keys)
-        left = without_taken_down(self.target, every := samples, keys, table, self._looked_up)
+        left, every, stamps, record = self.remaining(shard)
         samples, keys, table = left.samples, left.keys, left.table
         if self.shrinking is None or (edits := self.shrinking.edits) is None:
             if left.reasons:
@@ -220,6 +217,13 @@ class PackShard:
             table = table if edits.cropping is None else beside(table, blurred.cropped)
             lost = both(left.lost, blurred.lost)
             return self._put(shard, name, samples.take(kept), stamps, keys, table, record, blurred, lost)
+
+    def remaining(self, shard: NewShard) -> tuple[Left, pa.Table, dict[str, FileStamp], FileRecord]:
+        """Its samples but those that were taken down; all of them; and stamps and record of what they are from."""
+        samples, stamps = self._samples(shard)
+        keys = self._keys(shard, samples)
+        table, record = self._rows(shard, samples, keys)
+        return without_taken_down(self.target, samples, keys, table, self._looked_up), samples, stamps, record
 
     def _looked_up(self, samples: pa.Table, table: pa.Table) -> dict[str, Any]:
         """What reports say of samples that are left out, as `SelectSamples` has it."""
@@ -353,10 +357,8 @@ class PackShard:
         """
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
-        wanted += [
-            *([] if self.caption is None else [self.caption]),
-            *(each.column for each in (*self.vectors, *self.states)),
-        ]
+        wanted += [each.column for each in (*self.vectors, *self.states)]
+        wanted += [] if self.caption is None else [self.caption]
         wanted += [] if self.shrinking is None else self.shrinking.columns
         path = self.rows.file(name)
         if not wanted and taken_down(*self.target) is None:

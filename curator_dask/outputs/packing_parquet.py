@@ -50,17 +50,20 @@ class PackParquet(PackShard):
         See `Sample.image`.
     texts
         There is a column of captions.
+    by_value
+        Rows of one value have a folder.
     """
 
     totals: Mapping[str, int] = field(default_factory=dict)
     image_member: str | None = None
     texts: bool = False
+    by_value: bool = False
 
     suffix: ClassVar[str] = ".parquet"
 
     def name(self, split: str, number: int) -> str:
         """Of a file of a split, without ``.parquet``: that of the folder comes before it."""
-        return table_name(split, number, self.totals[split])
+        return table_name(split, number, self.totals[split], self.by_value)
 
     def mark(self, shard: NewShard) -> str:
         """The fingerprint of what is written of a shard."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import dask.dataframe as dd
@@ -24,6 +24,7 @@ from curator_dask.runs.sharing import take_part
 from curator_dask.runs.step import Step
 from curator_dask.runs.summary import SaveSummary
 from curator_dask.storage import Options, absolute, is_remote, local_path
+from curator_dask.webdataset.parquet import file_of
 from curator_dask.words import some_of_these
 
 logger = logging.getLogger("curator_dask")
@@ -203,6 +204,13 @@ def check_apart(source: str, target: str) -> None:
             f"{target}: is read from, and what does not pass would be lost: give another folder for the output"
         )
     check_not_inside(source, target)
+
+
+def check_copied_apart(urls: Iterable[str], target: str) -> None:
+    """Raise OutputError where a shard that is copied from might be written over meanwhile, by whatever name."""
+    files = [*map(file_of, urls)]  # a link may lead to one from elsewhere
+    for folder in {os.path.dirname(each) for each in (*files, *map(behind_links, files))}:  # noqa: PTH120
+        check_apart(folder, target)
 
 
 def check_not_inside(source: str, target: str) -> None:

@@ -15,12 +15,23 @@ ONLY = "train"
 _OF = re.compile(r"(?P<before>.*-)(?P<number>\d{5,})(?P<after>-of-\d{5,})")
 
 
-def table_name(split: str, number: int, total: int) -> str:
+def table_name(place: str, number: int, total: int, by_value: bool = False) -> str:
     """Of a Parquet file without its suffix: ``data/train-00000-of-00042``.
 
     The form is that of ``SPLIT_PATTERN_SHARDED`` in ``datasets.data_files``, and of ``Dataset.push_to_hub``.
+
+    Parameters
+    ----------
+    place
+        The split, empty where there are none; `by_value`: the folder of a value, ``en`` or ``val/en``, which then is a
+        dataset of its own: ``en/data/val-00000-of-00003``.
+    number, total
+        Of the file among those of its place, and how many these are.
+    by_value
+        Rows of one value have a folder.
     """
-    return f"{TABLES}/{split or ONLY}-{number:05d}-of-{total:05d}"
+    split, _, folder = place.rpartition("/") if by_value else (place, "", "")
+    return posixpath.join(folder, TABLES, f"{split or ONLY}-{number:05d}-of-{total:05d}")
 
 
 def is_shard(name: str) -> bool:
