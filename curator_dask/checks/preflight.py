@@ -64,6 +64,7 @@ def preflight(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     images: bool = False,
     image_column: str = "auto",
+    each_image: bool = False,
     captions: str | os.PathLike[str] | None = "txt",
     storage_options: Options = None,
 ) -> Report:
@@ -86,6 +87,8 @@ def preflight(
         Look at the image files of the folder, even where it has tars.
     image_column
         Of Parquet files with images, as for `ImageTextPairDataset.from_parquet`.
+    each_image
+        Of tars, as for `ImageTextPairDataset.from_webdataset`.
     captions
         Of image files, as for `ImageTextPairDataset.from_images`.
 
@@ -112,7 +115,9 @@ def preflight(
         raise ConfigError(f"shards={shards!r}: expected a whole number of at least 1, 'all' or None")
     if not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"dim={dim!r}: expected a whole number of at least 1")
-    found = find_shards(path, storage_options, images=images, image_column=image_column, id_col=id_col)
+    found = find_shards(
+        path, storage_options, images=images, image_column=image_column, id_col=id_col, each_image=each_image
+    )
     given = "none" if captions is None else os.fsdecode(captions)
     check_captions(given, found)
     kept: dict[Any, Any] = {}

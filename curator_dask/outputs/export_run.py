@@ -57,6 +57,7 @@ from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.targets import Target
 from curator_dask.storage import Options
 from curator_dask.threads import in_threads
+from curator_dask.webdataset.parquet import file_of
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -158,7 +159,9 @@ class ExportRun:
         if self._options.split_groups is not None:
             check_shards(self._options.split_groups, urls, "kept together", rows.options)
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
-        for folder in {posixpath.dirname(url) for url in (*urls, *map(behind_links, urls))}:
+        for folder in {
+            posixpath.dirname(url) for url in map(file_of, urls) for url in (url, behind_links(url))
+        }:
             check_apart(folder, self.place.target.path)
         if self._earlier is not None and not self._summary.earlier:
             self._earlier.warn_of_moved(urls)

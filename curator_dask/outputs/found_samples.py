@@ -27,6 +27,7 @@ from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.samples import Sample, key_text
+from curator_dask.webdataset.several import ImageSample
 from curator_dask.webdataset.stamps import FileStamp, stamp
 from curator_dask.webdataset.writer import tar_bytes
 
@@ -144,9 +145,11 @@ class FoundSamples:
         key = sample.key
         portable = portable_key(key)
         self.odd_keys += portable != key
-        start = len(key) + 1
+        start = len(sample.stem) + 1
         names = [member.name.removeprefix("./") for member in sample.members]
         suffixes = [name[start:] for name in names]
+        if isinstance(sample, ImageSample):  # the image of a sample of its own
+            suffixes[0] = suffixes[0].rpartition(".")[2]
         if self._portable:
             suffixes = [portable_suffix(each) for each in suffixes]
             if len({*suffixes}) < len(suffixes):
