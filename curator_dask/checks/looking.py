@@ -29,6 +29,7 @@ from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key
 from curator_dask.webdataset.opening import Reader, open_shard
+from curator_dask.webdataset.parquet import file_of
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
 
 RowsFrom = Literal["parquet", "tar", "elsewhere"]
@@ -145,7 +146,7 @@ def look(
         found.rows = found.samples
         found.pictured = any(sample.image() for sample in index.samples)
     if seen.stale is None and not is_remote(seen.shard.url) and not index.problem:
-        found.stale = _why_stale(Path(local_path(seen.shard.url)))
+        found.stale = _why_stale(Path(local_path(file_of(seen.shard.url))))
     return found
 
 

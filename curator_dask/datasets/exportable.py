@@ -74,6 +74,7 @@ class Exportable(ABC):
         by_most: int = MOST,
         bucket_size: str | None = None,
         latents: str | Mapping[str, Any] | None = None,
+        samples: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -256,6 +257,7 @@ class Exportable(ABC):
                 by_most=by_most,
                 bucket_size=bucket_size,
                 latents=latents,
+                samples=samples,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

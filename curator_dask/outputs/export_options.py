@@ -20,6 +20,7 @@ from curator_dask.outputs.latents import Latents
 from curator_dask.outputs.shrinking import Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
 from curator_dask.outputs.vector_members import vector_members
+from curator_dask.outputs.whole_samples import NEEDED, check_rows, check_samples
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
 from curator_dask.words import meant, some_of_these
@@ -76,6 +77,7 @@ class ExportOptions:
     by_most: int = MOST
     bucket_size: str | None = None
     latents: str | Mapping[str, Any] | None = None
+    samples: str | None = None
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -155,6 +157,7 @@ class ExportOptions:
         if self.sizes not in (True, False, None):
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
         check_card(self.card)
+        check_samples(self)
 
     def _check_tables(self) -> None:
         """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
@@ -189,6 +192,7 @@ class ExportOptions:
         ConfigError
             There is no such column, or it is of a type that does not fit.
         """
+        check_rows(self.samples, columns)
         blurring = self.blurring
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         named += [] if blurring is None else blurring.columns
@@ -248,7 +252,7 @@ class ExportOptions:
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
-        named |= {self.size_column}
+        named |= {self.size_column, *(NEEDED if self.samples else ())}
         named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:

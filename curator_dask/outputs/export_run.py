@@ -159,9 +159,8 @@ class ExportRun:
         if self._options.split_groups is not None:
             check_shards(self._options.split_groups, urls, "kept together", rows.options)
         # Else a tar might be written over while it is copied; a link may lead to one from elsewhere.
-        for folder in {
-            posixpath.dirname(url) for url in map(file_of, urls) for url in (url, behind_links(url))
-        }:
+        files = [*map(file_of, urls)]
+        for folder in {posixpath.dirname(url) for url in (*files, *map(behind_links, files))}:
             check_apart(folder, self.place.target.path)
         if self._earlier is not None and not self._summary.earlier:
             self._earlier.warn_of_moved(urls)
@@ -207,6 +206,7 @@ class ExportRun:
             options.without,
             "" if options.without is None else check_removed(options.without, rows.options),
             weighing,
+            samples=options.samples,
         )
         lost: Mapping[str, Mapping[int, str]] = {}
         if (earlier := self._earlier) is not None:
@@ -247,7 +247,7 @@ class ExportRun:
             digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
             digits = self._before.get(DIGITS, digits)
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
-        text_keys = options.sequential or options.portable
+        text_keys = bool(options.sequential or options.portable or options.samples)
         found = schema_of(rows, names)
         if self._encoded is not None:
             found = found.remove(found.get_field_index(self._encoded.column))

@@ -19,6 +19,7 @@ from curator_dask.errors import ConfigError, CuratorError, DatasetError, ShardEr
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import known_record, open_parquet, read_record, state_of
 from curator_dask.frames.record import FileRecord
+from curator_dask.frames.row_ranges import row_range
 from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.rows.several import RowsOfImages, check_source, columns_of_images
@@ -146,10 +147,9 @@ def choose_source(metadata: str, found: ShardSet, storage_options: Mapping[str, 
         return "parquet"
     if metadata == "tar":
         return "tar"
-    each = is_each(found.shards[0].url)
     without = [shard for shard in found.shards if shard.parquet is None]
     if not without:
-        check_source(each, "parquet", found.root)
+        check_source(is_each(found.shards[0].url), found.root)
         return "parquet"
     if len(without) == len(found.shards) and metadata == "auto":
         return "tar"
@@ -254,8 +254,7 @@ def read_parquet_rows(
                 f" ({schema.names}). Give all companion files the same columns"
             )
         wanted = [name for name in wanted if only is None or name in (*only, id_col)]
-        numbered = is_numbered(part.shard.url)
-        if numbered:
+        if numbered := is_numbered(part.shard.url):
             wanted = [name for name in wanted if name != id_col]
         elif id_col not in wanted:
             raise ShardError(
@@ -265,7 +264,7 @@ def read_parquet_rows(
         try:
             each = RowsOfImages(file, part, storage_options) if is_each(part.shard.url) else None
             start, stop = (part.start, part.stop) if each is None else (each.start, each.stop)
-            table = _row_range(file, wanted, start, stop)
+            table = row_range(file, wanted, start, stop)
             if numbered:
                 keys = numbered_keys(part.shard.name, range(start, start + table.num_rows))
                 table = table.append_column(id_col, pa.array(keys, pa.string()))
@@ -338,20 +337,6 @@ def _outdated(record: FileRecord | None, shard: Shard, storage_options: Mapping[
         return bool((record.shard or {})["tar"] != vars(stamp(shard.url, storage_options)))
     except ShardError:
         return False
-
-
-def _row_range(file: pq.ParquetFile, columns: list[str], start: int, stop: int | None) -> pa.Table:
-    """Rows ``start:stop``, reading only the row groups that hold them."""
-    first, groups, skipped = 0, [], 0
-    for number in range(file.num_row_groups):
-        last = first + file.metadata.row_group(number).num_rows
-        if last <= start:
-            skipped = last
-        elif stop is None or first < stop:
-            groups.append(number)
-        first = last
-    table = file.read_row_groups(groups, columns=columns)
-    return table.slice(start - skipped, None if stop is None else stop - start)
 
 
 def _parquet_schema(shard: Shard, id_col: str, storage_options: Mapping[str, Any] | None) -> pa.Schema:

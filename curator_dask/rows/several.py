@@ -20,14 +20,14 @@ from curator_dask.webdataset.stamps import stamp
 #: Of the columns that rows get besides that of the sample's key.
 TYPES = {NUMBER: pa.int64(), COUNT: pa.int64(), NAME: pa.string()}
 _WITH_PARQUET = (
-    "each_image=True (--each-image): the rows of {} are from Parquet files beside the tars, a row a sample. Take them from"
-    " the tars, a row an image, with metadata='tar' (--metadata tar)"
+    "each_image=True (--each-image): the rows of {} are from Parquet files beside the tars, a row a sample. Take them"
+    " from the tars, a row an image, with metadata='tar' (--metadata tar)"
 )
 
 
-def check_source(each: bool, source: str, root: str) -> None:
-    """Raise ConfigError where rows of samples would be taken for rows of images."""
-    if each and source == "parquet":
+def check_source(each: bool, root: str) -> None:
+    """Raise ConfigError where rows of samples, from Parquet beside tars, would be taken for rows of images."""
+    if each:
         raise ConfigError(_WITH_PARQUET.format(root))
 
 

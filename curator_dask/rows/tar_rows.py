@@ -158,7 +158,7 @@ def tar_row(
         if left_out is not None:
             left_out.update({f"field {name!r} of the JSON": None for name in COLUMNS if name in row})
         place = sample.place
-        values = (key_text(place.sample), place.number, place.count, key_text(place.name))
+        values = (key_text(place.sample), place.number, place.of, key_text(place.name))
         row.update(zip(COLUMNS, values, strict=True))
     if left_out is not None and len(left_out) < _KINDS_KEPT:
         taken = (document, caption, label, sample.image())

@@ -248,7 +248,7 @@ def find_shards(
 
 
 def images_apart(found: ShardSet) -> ShardSet:
-    """The same tars, where each image of a sample is a sample of its own; Parquet files with lists of images as they are.
+    """The same tars, where each image of a sample is a sample of its own; Parquet files with lists as they are.
 
     Raises
     ------
@@ -259,11 +259,7 @@ def images_apart(found: ShardSet) -> ShardSet:
     if is_each(first):
         return found
     if is_folder_shard(first) or is_parquet_shard(first):
-        has = (
-            "images that are files, of which each is a row"
-            if is_folder_shard(first)
-            else "Parquet files with an image a row"
-        )
+        has = "Parquet files with an image a row" if is_parquet_shard(first) else "image files, each a row"
         raise ConfigError(
             f"each_image=True (--each-image): {found.root} has {has}, whatever is given: leave it out"
         )

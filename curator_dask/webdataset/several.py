@@ -1,8 +1,8 @@
 """Samples with several images, each of which is a sample of its own: how these are numbered, and what their keys are.
 
-A shard that is read so has a url with `curator_dask.webdataset.several_names.EACH` behind it. The key of an image is that of its sample, ``_`` and its number.
-All images get a number, where a sample has one alone, too. So two samples of different keys have no key in common: what
-stands before the last ``_`` is the sample's.
+A shard that is read so has a url with `curator_dask.webdataset.several_names.EACH` behind it. The key of an image is
+that of its sample, ``_`` and its number. All images get a number, where a sample has one alone, too. So two samples of
+different keys have no key in common: what stands before the last ``_`` is the sample's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Place(NamedTuple):
         Key of the sample.
     number
         From 0.
-    count
+    of
         How many images the sample has.
     name
         Of the image in its sample: its suffix in a tar, ``"1.jpg"``.
@@ -35,7 +35,7 @@ class Place(NamedTuple):
 
     sample: str
     number: int
-    count: int
+    of: int
     name: str
 
 
@@ -89,7 +89,8 @@ class ImagesReader(ShardReader):
 
 def images_of(sample: Sample) -> list[ImageSample]:
     """Its images as samples, in the order of their names: numbers in these as numbers, so 2.jpg is before 10.jpg."""
-    images, others = [], []
+    images: list[Member] = []
+    others: list[Member] = []
     for member in sample.members:
         is_image = suffix_of(member).rpartition(".")[2] in IMAGE_EXTENSIONS
         (images if is_image else others).append(member)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 #: Behind the url of a tar, and at the end of what stands behind that of a Parquet file.
 EACH = "each"
-#: Columns that rows get: of the sample that an image is of, which image of this it is, and of how many, what it is called.
+#: Columns of rows: the sample that an image is of, which image of this it is, of how many, and what it is called.
 SAMPLE, NUMBER, COUNT, NAME = COLUMNS = ("sample_key", "image_number", "image_count", "image_name")
 _DIGITS = 18  # that every int64 can have
 

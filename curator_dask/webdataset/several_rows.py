@@ -150,7 +150,7 @@ class ListIndex(ShardIndex):
     """
 
     def __init__(self, rows: ShardIndex, lists: Lists, shard: ParquetShard, column: str) -> None:
-        self._rows, self._lists, self._shard = rows, lists, shard
+        self.rows, self._lists, self._shard = rows, lists, shard
         super().__init__(_Images(lists, _Keys(rows.samples), column))
 
     def find(self, ids: Sequence[Any] | np.ndarray) -> np.ndarray:
@@ -160,7 +160,7 @@ class ListIndex(ShardIndex):
         found = np.full(len(parts), -1, np.int64)
         if not known:
             return found
-        rows = np.asarray(self._rows.find([sample for sample, _ in known]), np.int64)
+        rows = np.asarray(self.rows.find([sample for sample, _ in known]), np.int64)
         numbers = np.array([number for _, number in known], np.int64)
         places = self._lists.firsts[np.maximum(rows, 0)] + numbers
         there = (
@@ -174,7 +174,7 @@ class ListIndex(ShardIndex):
     @functools.cached_property
     def imageless(self) -> list[str]:
         """Keys of rows without an image."""
-        return [self._rows.samples[int(row)].key for row in np.flatnonzero(self._lists.counts == 0)]
+        return [self.rows.samples[int(row)].key for row in np.flatnonzero(self._lists.counts == 0)]
 
 
 class _Keys(Sequence[str]):
