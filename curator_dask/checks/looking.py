@@ -31,6 +31,7 @@ from curator_dask.webdataset.layouts import portable_key
 from curator_dask.webdataset.opening import Reader, open_shard
 from curator_dask.webdataset.parquet import file_of
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
+from curator_dask.webdataset.several import ImagesIndex
 
 RowsFrom = Literal["parquet", "tar", "elsewhere"]
 _SUCCESS = "success"
@@ -243,7 +244,10 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
     note(found, "several-images", several)
     note(found, "duplicates", index.duplicates)
     note(found, "unread", map(str, index.unread))
-    note(found, "readers", _seen_otherwise(index.samples))
+    if isinstance(index, ImagesIndex):  # of which no reader sees such samples
+        note(found, "imageless", index.imageless)
+    else:
+        note(found, "readers", _seen_otherwise(index.samples))
     return silent
 
 

@@ -100,7 +100,12 @@ class WholeSamples:
 
     def told(self) -> dict[str, Any]:
         """What a report says of them."""
-        return {"rows": self.count, "filtered": self.count - len(self.rows), "shards": self.shards}
+        return {
+            "unit": "sample",
+            "rows": self.count,
+            "filtered": self.count - len(self.rows),
+            "shards": self.shards,
+        }
 
 
 def check_together(reports: Mapping[str, Mapping[str, Any]]) -> None:

@@ -83,9 +83,8 @@ def read_tar_rows(
 
 def tar_schema(shard: Shard, id_col: str, storage_options: Options, nested_json: bool = False) -> pa.Schema:
     """The columns of a shard's rows, from its first samples: the key, the caption, then the other fields."""
-    names = (id_col, FILE_COLUMN, CAPTION_COLUMN) if is_folder_shard(shard.url) else (id_col, CAPTION_COLUMN)
-    if is_each(shard.url):
-        names = (id_col, *COLUMNS, CAPTION_COLUMN)
+    own = (FILE_COLUMN,) if is_folder_shard(shard.url) else COLUMNS if is_each(shard.url) else ()
+    names = (id_col, *own, CAPTION_COLUMN)
     columns: dict[str, pa.DataType] = dict.fromkeys(names, pa.string())
     columns |= {name: kind for name, kind in TYPES.items() if name in columns}
     plain = set(columns)
