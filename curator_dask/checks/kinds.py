@@ -127,8 +127,8 @@ KINDS = {
     "several-images": Kind(
         False,
         "sample with several images; only one is embedded, key.ext if there is one, else the first",
-        "each_image=True (--each-image) gives each a row; image_member='image.png' (--image image.png) picks one by what"
-        " follows the key and its dot; if these are different samples: a key ends at the first dot of"
+        "each_image=True (--each-image) gives each a row; image_member='image.png' (--image image.png) picks one by"
+        " what follows the key and its dot; if these are different samples: a key ends at the first dot of"
         " the file's name, so use names without dots",
     ),
     "imageless": Kind(

@@ -83,6 +83,25 @@ def lists_of(file: pq.ParquetFile, path: str, column: str, state: FileStamp) -> 
     return _LISTS.get((path, column, state), lambda: _read(file, column))
 
 
+def images_in(file: pq.ParquetFile, path: str, column: str, state: FileStamp) -> int:
+    """How many images there are, without reading one: of lists of bytes as the footer counts them, without null.
+
+    Parameters
+    ----------
+    file, path, column, state
+        As for `lists_of`.
+    """
+    if leaves_of(file, column, "path"):
+        return len(lists_of(file, path, column, state))
+    schema, footer = file.schema, file.metadata
+    places = [at for at in range(len(schema.names)) if schema.column(at).path.startswith(f"{column}.")][:1]
+    chunks = [footer.row_group(group).column(at) for group in range(footer.num_row_groups) for at in places]
+    null = [each.statistics for each in chunks]
+    return sum(each.num_values for each in chunks) - sum(
+        each.null_count for each in null if each is not None and each.has_null_count
+    )
+
+
 def leaves_of(file: pq.ParquetFile, column: str, *names: str) -> list[str]:
     """What a Parquet file calls the fields of these names in a column."""
     schema = file.schema
