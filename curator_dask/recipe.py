@@ -55,8 +55,9 @@ class Recipe:
         arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
     id_col
         Column of the keys.
-    images, image_column
-        Take the image files of the folder even where it has tars; and the column of those inside Parquet files.
+    images, image_column, each_image
+        Take the image files of the folder even where it has tars; the column of those inside Parquet files; a row for
+        each image of a tar's sample.
     captions
         Of image files: ``"txt"``, ``"none"``, or a table, as for ``curator-dask embed``.
     statistics
@@ -127,6 +128,7 @@ class Recipe:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     id_col: str = "key"
     images: bool = False
+    each_image: bool = False
     image_column: str = "auto"
     captions: str = "txt"
     statistics: Sequence[str] = ()

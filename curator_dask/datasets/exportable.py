@@ -195,6 +195,10 @@ class Exportable(ABC):
             ``"float16"`` or ``"float32"``; ``dtype``, the model's arithmetic (``"float32"``, ``"bfloat16"``,
             ``"float16"``); ``images`` (True), whether the images go along; ``batch_size`` (8); ``model_dir``. Samples
             of which no latent comes are left out and counted.
+        samples
+            Of rows that are images of samples (``each_image``, lists in Parquet): ``"all"``, ``"any"`` or ``"first"``:
+            whole samples, byte for byte, all images of which pass, any, or the first. None: each image is a sample of
+            its own.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
