@@ -37,8 +37,8 @@ def curate(
         typer.Option(
             metavar="FILE.yaml",
             help="What is done: fetch, model, model_options, id_col, images, image_column, each_image, captions,"
-            " statistics, prefix, buckets, text_statistics, same_captions, classify, caption, detect, ask, aesthetic, nsfw,"
-            " neg_clip_loss, near, near_norm, clusters, join, where, preset, top or at_most (and by), balance,"
+            " statistics, prefix, buckets, text_statistics, same_captions, classify, caption, detect, ask, aesthetic,"
+            " nsfw, neg_clip_loss, near, near_norm, clusters, join, where, preset, top or at_most (and by), balance,"
             " duplicates, export.",
         ),
     ],
