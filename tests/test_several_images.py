@@ -380,6 +380,8 @@ def test_check_looks_at_each_image(tars, parquet):
     for report in (preflight(tars, each_image=True), preflight(parquet, "id")):
         assert report.rows == len(KEYS), report
         assert report.ok
+    imageless = [each for each in preflight(tars, each_image=True).notes if each.kind == "imageless"]
+    assert [each.count for each in imageless] == [SHARDS]
     assert "each_image=True (--each-image)" in str(preflight(tars))
 
 

@@ -33,6 +33,7 @@ _URL = re.compile(
 _NUMBER = re.compile(r"(?P<stem>.*)_(?P<row>[0-9]{7,15})", re.DOTALL)
 _DIGITS = 7  # of a row's number in its key
 _BUFFER = 1 << 16  # bytes read of a store where less was asked for: what pyarrow takes for a footer
+_NO_IMAGES = ("Audio", "Video")
 _ASK = "image_column (--image-column)"
 #: What a file says that this package has written (`curator_dask.frames.record`), and the column of the rows' shards.
 _OWN, _SHARDS = b"curator_dask", "__url__"
@@ -172,7 +173,10 @@ def image_column(schema: pa.Schema, wanted: str | None = None, several: bool = F
             raise NoImagesError(f"{_ASK}: there is no column {wanted!r}; the columns are {list(kinds)}")
         return _one_image(wanted, schema, kinds[wanted], several)
     features = _features(schema)
-    others = {name for name, said in features.items() if said in ("Audio", "Video")}
+    others = {name for name, said in features.items() if said in _NO_IMAGES}
+    for name, said in _described(schema).items():  # of lists
+        inner = said.get("feature")
+        others |= {name} if isinstance(inner, Mapping) and inner.get("_type") in _NO_IMAGES else set()
     images = [name for name, said in features.items() if said == "Image" and kinds.get(name)]
     for kind in ("struct", "bytes", "several"):
         images = images or [name for name, each in kinds.items() if each == kind and name not in others]

@@ -97,9 +97,8 @@ def images_in(file: pq.ParquetFile, path: str, column: str, state: FileStamp) ->
     places = [at for at in range(len(schema.names)) if schema.column(at).path.startswith(f"{column}.")][:1]
     chunks = [footer.row_group(group).column(at) for group in range(footer.num_row_groups) for at in places]
     null = [each.statistics for each in chunks]
-    return sum(each.num_values for each in chunks) - sum(
-        each.null_count for each in null if each is not None and each.has_null_count
-    )
+    without = sum(each.null_count for each in null if each is not None and each.has_null_count)
+    return int(sum(each.num_values for each in chunks) - without)
 
 
 def leaves_of(file: pq.ParquetFile, column: str, *names: str) -> list[str]:
