@@ -346,6 +346,12 @@ def test_what_cannot_be_done_is_refused_in_words(embedded, tars, parquet, tmp_pa
         export_output(embedded / "tars", tmp_path / "x", ExportOptions(samples="any", format="parquet"))
     with pytest.raises(ConfigError, match="go to Parquet files"):
         export_output(embedded / "parquet", tmp_path / "x", ExportOptions(samples="any"), id_col="id")
+    mixed = ImageTextPairDataset.from_webdataset(tars, each_image=True).metadata.repartition(npartitions=1)
+    ImageTextPairDataset(str(tars), mixed, [], "key").save_metadata(
+        tmp_path / "mixed"
+    )  # says no shard of a file
+    with pytest.raises(ConfigError, match="go to tars"):
+        export_output(tmp_path / "mixed", tmp_path / "x", ExportOptions(samples="any", format="parquet"))
     dataset = ImageTextPairDataset.from_webdataset(tars)
     with pytest.raises(ConfigError, match="each-image"):
         dataset.to_webdataset(tmp_path / "x", samples="all")

@@ -285,6 +285,11 @@ class ExportOptions:
         return self.sizes if self.sizes is not None else self.index or self.metadata == "parquet"
 
     @property
+    def whole(self) -> tuple[str, bool] | None:
+        """Which samples are exported whole, and whether to Parquet files; None: each row is a sample."""
+        return None if self.samples is None else (self.samples, self.is_tables)
+
+    @property
     def is_tables(self) -> bool:
         """Whether samples go into Parquet files."""
         return self.format == "parquet"

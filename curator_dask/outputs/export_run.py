@@ -206,7 +206,7 @@ class ExportRun:
             options.without,
             "" if options.without is None else check_removed(options.without, rows.options),
             weighing,
-            samples=options.samples,
+            samples=options.whole,
         )
         lost: Mapping[str, Mapping[int, str]] = {}
         if (earlier := self._earlier) is not None:

@@ -129,7 +129,8 @@ class SelectSamples:
     given_up
         The file kills workers: its samples are not looked up, for this reason.
     samples
-        Rows are images of samples, which are looked up whole, where ``"all"``, ``"any"`` or ``"first"`` of them pass.
+        Rows are images of samples, which are looked up whole, where ``"all"``, ``"any"`` or ``"first"`` of them pass;
+        and whether they go to Parquet files.
     """
 
     source: Folder
@@ -143,7 +144,7 @@ class SelectSamples:
     without_state: str = ""
     weighing: Weighing | None = None
     given_up: str | None = None
-    samples: str | None = None
+    samples: tuple[str, bool] | None = None
 
     def give_up(self, reason: str) -> SelectSamples:
         """The same without the work that kills workers."""
@@ -188,7 +189,7 @@ class SelectSamples:
         settings: list[Any] = [self.id_col, self.where, self.filter_column, self.portable]
         settings += [] if self.without is None else [self.without_state]
         settings += [] if self.weighing is None else [asdict(self.weighing)]
-        settings += [] if self.samples is None else [{"samples": self.samples}]
+        settings += [] if self.samples is None else [{"samples": self.samples[0]}]
         settings += [] if asked.next_best is None else [{"next_best": _digest(asked.next_best)}]
         path = self.source.file(asked.name)
         return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
@@ -256,7 +257,7 @@ class SelectSamples:
         outdated = int((~passes[taken]).sum())
         left_out = {row: why for row, why in asked.left_out.items() if passes[row]}
         passes[known] = False
-        whole = None if self.samples is None else WholeSamples(table, passes, self.samples)
+        whole = None if self.samples is None else WholeSamples(table, passes, *self.samples)
         rows = np.flatnonzero(passes) if whole is None else whole.rows
         chosen = table.take(pa.array(rows))
         if footer.record is not None and len(known) and len(rows):  # of what is in tars already none is read

@@ -66,6 +66,8 @@ class WholeSamples:
         bool (rows,): which images pass.
     how
         One of `HOW`.
+    is_tables
+        They go to Parquet files.
 
     Attributes
     ----------
@@ -75,7 +77,7 @@ class WholeSamples:
         int64: of each sample that stays the row that stands for it, that of its first image that passes.
     """
 
-    def __init__(self, table: pa.Table, passes: np.ndarray, how: str) -> None:
+    def __init__(self, table: pa.Table, passes: np.ndarray, how: str, is_tables: bool) -> None:
         keys, urls = table.column(SAMPLE).to_pylist(), table.column(URL_COLUMN).to_pylist()
         pairs = [*zip(urls, keys, strict=True)]
         places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
@@ -97,6 +99,7 @@ class WholeSamples:
             standing = standing[passing[of[standing]] == counts[standing]]
         self.rows = np.sort(standing)
         self.shards = sorted({url for url in urls if url is not None})
+        check_kind(self.shards, is_tables)
 
     def told(self) -> dict[str, Any]:
         """What a report says of them."""
