@@ -129,7 +129,7 @@ def curate(
     choice.check()
     if (groups := recipe.options(overwrite).split_groups) and absolute(groups, there) != places[DUPLICATES]:
         check_removed(absolute(groups, there), there)
-    which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col")}
+    which = {name: getattr(recipe, name) for name in ("images", "image_column", "id_col", "each_image")}
     fetch = recipe.fetches()
     read = [given] if fetch is None else [given, f"{given.rstrip('/')}{SUFFIX}"]
     chosen = [between.folder] if between is not None and between.is_given else []

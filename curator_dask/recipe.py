@@ -40,7 +40,8 @@ from curator_dask.words import meant
 
 _BEGINS = "'model: resnet50', with a name and its value in each line (docs/curation.md)"
 #: Arguments of an export that a recipe gives for all steps.
-_OF_ALL_STEPS = ("where", "without", "next_best", "overwrite", "append", "dry_run")
+_OF_ALL_STEPS = ("where", "without", "next_best", "overwrite", "append", "dry_run", "samples")
+_AFTER = (", but for all steps", ": rows are counted here. Export what curate leaves")
 _TIMMS = {"pretrained": True, "output": "auto", "checkpoint_path": None, "model_kwargs": {}}
 
 
@@ -55,8 +56,8 @@ class Recipe:
         arguments of `TimmImageEmbedder` or `ClipImageEmbedder`, such as ``batch_size``.
     id_col
         Column of the keys.
-    images, image_column
-        Take the image files of the folder even where it has tars; and the column of those inside Parquet files.
+    images, image_column, each_image
+        As ``curator-dask embed`` takes them.
     captions
         Of image files: ``"txt"``, ``"none"``, or a table, as for ``curator-dask embed``.
     statistics
@@ -127,6 +128,7 @@ class Recipe:
     model_options: Mapping[str, Any] = field(default_factory=dict)
     id_col: str = "key"
     images: bool = False
+    each_image: bool = False
     image_column: str = "auto"
     captions: str = "txt"
     statistics: Sequence[str] = ()
@@ -178,11 +180,11 @@ class Recipe:
             if not isinstance(getattr(self, name) or {}, Mapping):
                 raise ConfigError(f"{name}: expected names and values, found {getattr(self, name)!r}")
         if taken := {*_OF_ALL_STEPS} & {*(self.export or {})}:
-            raise ConfigError(f"export: {sorted(taken)} is not given there, but for all steps")
+            raise ConfigError(f"export: {sorted(taken)} is not given there{_AFTER[taken == {'samples'}]}")
         if not all(isinstance(each, str) and each for pair in (self.near or {}).items() for each in pair):
             raise ConfigError(f"near: expected columns and folders, found {self.near!r}")
-        if not isinstance(self.captions, str) or not isinstance(self.images, bool):
-            said = f"captions={self.captions!r}, images={self.images!r}"
+        if not isinstance(self.captions, str) or {type(self.images), type(self.each_image)} != {bool}:
+            said = f"each_image={self.each_image!r}, captions={self.captions!r}, images={self.images!r}"
             raise ConfigError(f"{said}: expected txt, none or the path of a table; and true or false")
         if not isinstance(self.statistics, list | tuple) or {*map(type, self.statistics)} - {str}:
             raise ConfigError(f"statistics={self.statistics!r}: expected a list of names")

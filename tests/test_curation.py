@@ -261,7 +261,9 @@ def test_a_folder_of_images_with_a_table_of_captions(tmp_path):
         ("model: test_vit\nduplicates: {epsilon: 3}", "duplicates: .*epsilon"),
         ("model: test_vit\nduplicates: {eps: 3}", "eps=3"),
         ("export: {where: a}", r"export: \['where'\] is not given there"),
-        ("export: {samples: 3}", "export: .*samples"),
+        ("export: {samples: all}", "export: .*samples.* rows are counted here"),
+        ("export: {sample: 3}", "export: .*sample"),
+        ("each_image: 3", "each_image=3.*true or false"),
         (
             "export: {maxside: 3}",
             r"export: .*'maxside' \(did you mean max_side.*There are filter_column, .*max_side",

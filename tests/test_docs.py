@@ -104,6 +104,8 @@ HOLDS = {
         "parts.npartitions == 4",
         "vectors.shape == (12, 1280) and len(table) == 12",
         "len(of_files) == 7 and of_files.metadata.columns[1] == 'file_name'",
+        "of_documents.metadata['key'].compute().tolist()[:3] == ['page0_0', 'page0_1', 'page1_0']",
+        "of_lists.metadata['sample_key'].compute().tolist() == ['a', 'a', 'b', 'b', 'b']",
         "len(in_parquet) == 7 and [*in_parquet.metadata.columns] == ['key', 'text', '__url__']",
     ],
     "fetching.md": [
@@ -147,6 +149,7 @@ HOLDS = {
         "len(pairs) == paired.fields['image_embedding.npy'] == 12",
         "all(vector.shape == (1280,) for _, vector in pairs)",
         "pq.read_table(FOLDER + '/parquet/data').num_rows == tables.kept == 12",
+        "(whole.rows, whole.kept, whole.filtered) == (4, 3, 1)",
     ],
     "splits.md": [
         "(summary.rows, summary.kept, summary.missing) == (14, 13, 1)",
@@ -412,6 +415,11 @@ def made(tmp_path_factory):
     (folder / "page" / "hub").mkdir()
     hub = pa.table({"image": images, "text": [f"text of {file.name}" for file in files]})
     pq.write_table(hub, folder / "page" / "hub" / "train-00000-of-00001.parquet")
+    pages = [(f"page{number // 2}.{number % 2}.jpg", each["bytes"]) for number, each in enumerate(images)]
+    write_tar(folder / "page" / "documents" / "00000.tar", pages)
+    (folder / "page" / "lists").mkdir()
+    lists = pa.table({"images": [images[:2], images[2:5]], "id": ["a", "b"]})
+    pq.write_table(lists, folder / "page" / "lists" / "00000.parquet")
     torch.manual_seed(0)
     resnet = torchvision.models.resnet18()
     resnet.fc = torch.nn.Identity()

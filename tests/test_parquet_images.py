@@ -625,8 +625,14 @@ def test_which_column_has_the_images_is_told_or_asked_for(tmp_path):
         "__url__",
     ]  # the other's bytes stay out, too
     lists = hub.set_column(0, "image", pa.array([[{"bytes": b"x", "path": None}]], pa.list_(STRUCT)))
-    with pytest.raises(DatasetError, match="has several images a row"):
-        found(lists)
+    assert found(lists) == f"{path}#each"
+    assert ParquetShard.of(f"{path}#key=n&each") == ParquetShard(path, None, "n", True)
+    deeper = lists.set_column(0, "image", pa.array([[[b"x"]]], pa.list_(pa.list_(pa.binary()))))
+    with pytest.raises(DatasetError, match="lists of lists of images"):
+        found(deeper)
+    speech = {"info": {"features": {"image": {"_type": "List", "feature": {"_type": "Audio"}}}}}
+    with pytest.raises(DatasetError, match="no column holds bytes that may be images"):
+        found(lists.replace_schema_metadata({"huggingface": json.dumps(speech)}))
     sounds = {"info": {"features": {"image": {"_type": "Audio"}}}}
     for table in (
         hub.drop_columns("image"),

@@ -901,6 +901,7 @@ def test_wrong_usage(folder, tmp_path):
 
 def test_every_kind_has_a_test():
     files = (Path(__file__), Path(__file__).with_name("test_parquet_images.py"))
+    files += (Path(__file__).with_name("test_several_images.py"),)
     here = "".join(file.read_text(encoding="utf-8") for file in files)
     assert [kind for kind in KINDS if f'"{kind}"' not in here] == []
 

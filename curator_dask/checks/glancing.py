@@ -14,7 +14,15 @@ from curator_dask.frames.record import FileRecord
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
 from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.headers import BLOCK, Member, header_problem, header_size, not_a_tar
-from curator_dask.webdataset.parquet import ParquetShard, columns_of_rows, is_parquet_shard
+from curator_dask.webdataset.parquet import (
+    ParquetShard,
+    columns_of_rows,
+    file_of,
+    image_column,
+    is_parquet_shard,
+)
+from curator_dask.webdataset.several_names import is_each
+from curator_dask.webdataset.several_rows import images_in
 from curator_dask.webdataset.shards import Shard
 from curator_dask.webdataset.stamps import stamp
 
@@ -89,7 +97,7 @@ def glance(shard: Shard, with_parquet: bool, options: Options = None) -> Glance:
     except UnicodeEncodeError:
         seen.troubles["name"] = "the file's name is not UTF-8"
     try:
-        seen.size, head, tail = _edges(shard.url, options)
+        seen.size, head, tail = _edges(file_of(shard.url), options)
     except Exception as error:  # a store's own errors may be of any kind
         seen.troubles["unreadable"] = said(error)
     else:
@@ -100,7 +108,7 @@ def glance(shard: Shard, with_parquet: bool, options: Options = None) -> Glance:
     if with_parquet and shard.parquet is not None:
         _look_at_parquet(seen, options)
     if seen.has_tar and not is_remote(shard.url):
-        seen.stale = _idx_trouble(Path(local_path(shard.url)))
+        seen.stale = _idx_trouble(Path(local_path(file_of(shard.url))))
     return seen
 
 
@@ -147,6 +155,9 @@ def _look_at_rows(seen: Glance, options: Options) -> None:
         with open_parquet(path, options) as file:
             schema = columns_of_rows(file.schema_arrow, seen.shard.url)
             seen.rows, seen.columns = file.metadata.num_rows, (schema.remove_metadata(), False)
+            if is_each(seen.shard.url):
+                column = image_column(file.schema_arrow, ParquetShard.of(seen.shard.url).image, several=True)
+                seen.rows = images_in(file, path, column, stamp(path, options))
     except ShardError as error:
         seen.troubles["unreadable"] = str(error).removeprefix(f"{path}: ")
     except Exception as error:  # of the file system, of Arrow, of a store

@@ -127,8 +127,14 @@ KINDS = {
     "several-images": Kind(
         False,
         "sample with several images; only one is embedded, key.ext if there is one, else the first",
-        "image_member='image.png' (--image image.png) picks by what follows the key and its dot; if these are different"
-        " samples: a key ends at the first dot of the file's name, so use names without dots",
+        "each_image=True (--each-image) gives each a row; image_member='image.png' (--image image.png) picks one by"
+        " what follows the key and its dot; if these are different samples: a key ends at the first dot of"
+        " the file's name, so use names without dots",
+    ),
+    "imageless": Kind(
+        False,
+        "sample without an image; where each image is a row, it has none",
+        "none is needed; export --samples leaves these samples out",
     ),
     "readers": Kind(
         False,

@@ -29,7 +29,9 @@ from curator_dask.webdataset.idx import StaleIndex
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.layouts import portable_key
 from curator_dask.webdataset.opening import Reader, open_shard
+from curator_dask.webdataset.parquet import file_of
 from curator_dask.webdataset.samples import IMAGE_EXTENSIONS, Sample, split_name
+from curator_dask.webdataset.several import ImagesIndex
 
 RowsFrom = Literal["parquet", "tar", "elsewhere"]
 _SUCCESS = "success"
@@ -145,7 +147,7 @@ def look(
         found.rows = found.samples
         found.pictured = any(sample.image() for sample in index.samples)
     if seen.stale is None and not is_remote(seen.shard.url) and not index.problem:
-        found.stale = _why_stale(Path(local_path(seen.shard.url)))
+        found.stale = _why_stale(Path(local_path(file_of(seen.shard.url))))
     return found
 
 
@@ -242,7 +244,10 @@ def _look_at_samples(index: ShardIndex, found: Look) -> list[Sample]:
     note(found, "several-images", several)
     note(found, "duplicates", index.duplicates)
     note(found, "unread", map(str, index.unread))
-    note(found, "readers", _seen_otherwise(index.samples))
+    if isinstance(index, ImagesIndex):  # of which no reader sees such samples
+        note(found, "imageless", index.imageless)
+    else:
+        note(found, "readers", _seen_otherwise(index.samples))
     return silent
 
 

@@ -13,6 +13,7 @@ from curator_dask.rows.remarks import EXAMPLES
 from curator_dask.storage import Options
 from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.parquet_reader import ParquetReader
+from curator_dask.webdataset.several_names import is_each
 
 _SUCCESS = "success"
 
@@ -43,6 +44,11 @@ def look_in_rows(seen: Glance, id_col: str, images: int, max_pixels: int, option
         with ParquetReader(seen.shard.url, options) as reader:
             found.suffixes[reader.column] = found.rows
             index = reader.index
+            if is_each(seen.shard.url):  # what a row says of its download is of none of its images
+                found.rows = found.samples = found.members = found.suffixes[reader.column] = len(
+                    index.samples
+                )
+                statuses = None
             if id_col in (seen.columns[0].names if seen.columns else ()):  # numbers are of their file alone
                 found.keys = key_hashes(index.samples)
             rows = reader.spread(images)

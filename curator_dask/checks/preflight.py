@@ -64,6 +64,7 @@ def preflight(
     max_pixels: int = DEFAULT_MAX_PIXELS,
     images: bool = False,
     image_column: str = "auto",
+    each_image: bool = False,
     captions: str | os.PathLike[str] | None = "txt",
     storage_options: Options = None,
 ) -> Report:
@@ -84,8 +85,8 @@ def preflight(
         Images above it count as unusable.
     images
         Look at the image files of the folder, even where it has tars.
-    image_column
-        Of Parquet files with images, as for `ImageTextPairDataset.from_parquet`.
+    image_column, each_image
+        As for `ImageTextPairDataset.from_parquet` and `from_webdataset`.
     captions
         Of image files, as for `ImageTextPairDataset.from_images`.
 
@@ -112,7 +113,8 @@ def preflight(
         raise ConfigError(f"shards={shards!r}: expected a whole number of at least 1, 'all' or None")
     if not isinstance(dim, int) or dim < 1:
         raise ConfigError(f"dim={dim!r}: expected a whole number of at least 1")
-    found = find_shards(path, storage_options, images=images, image_column=image_column, id_col=id_col)
+    which: dict[str, Any] = {"images": images, "image_column": image_column, "each_image": each_image}
+    found = find_shards(path, storage_options, id_col=id_col, **which)
     given = "none" if captions is None else os.fsdecode(captions)
     check_captions(given, found)
     kept: dict[Any, Any] = {}
@@ -122,8 +124,7 @@ def preflight(
         result.columns = kept.setdefault(result.columns, result.columns)  # one schema for all that have it
         return result
 
-    glances = in_threads(seen, found.shards)
-    tally = _Tally()
+    glances, tally = in_threads(seen, found.shards), _Tally()
     source = _source_of(metadata, found, glances, storage_options, tally)
     with_parquet = source == "parquet"
     _tally_glances(glances, with_parquet, dim, tally)
@@ -135,9 +136,9 @@ def preflight(
     report = Report(found.root, source, len(glances), sum(one.size for one in glances), len(looks))
     report.captions, report.in_rows = given, is_parquet_shard(found.shards[0].url)
     table = None if given in ("txt", "none") else caption_table(given, storage_options)
-    seen_table = (
-        CaptionsLook() if table is None else look_at_captions(table, found.root, id_col, storage_options)
-    )
+    seen_table = CaptionsLook()
+    if table is not None:
+        seen_table = look_at_captions(table, found.root, id_col, storage_options)
     report.columns = seen_table.columns
     _tally_captions(seen_table, report, tally)
     of_table = seen_table.columns if rows_from == "elsewhere" else None

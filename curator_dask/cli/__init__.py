@@ -54,6 +54,7 @@ from curator_dask.cli.options import (
     workers_of,
     workers_when_needed,
 )
+from curator_dask.cli.over_images import EachImage
 from curator_dask.cli.remove import remove
 from curator_dask.cli.report import report
 from curator_dask.cli.retrieve import retrieve
@@ -164,6 +165,7 @@ def check(
     metadata: RowSource = Metadata.auto,
     images: Images = False,
     image_column: ImageColumn = "auto",
+    each_image: EachImage = False,
     captions: Captions = "txt",
     shards: Annotated[
         int | None,
@@ -208,6 +210,7 @@ def check(
             max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
             images=images,
             image_column=image_column,
+            each_image=each_image,
             captions=None if captions == "none" else captions,
             storage_options=options,
         )

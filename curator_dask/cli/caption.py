@@ -39,7 +39,7 @@ from curator_dask.cli.options import (
     summary_to,
     told_plainly,
 )
-from curator_dask.cli.over_images import Arithmetic, ModelDir, OverImages, Steps, Together
+from curator_dask.cli.over_images import Arithmetic, EachImage, ModelDir, OverImages, Steps, Together
 
 if TYPE_CHECKING:
     from curator_dask.webdataset.shards import ShardSet
@@ -87,6 +87,7 @@ def caption(
     metadata: RowSource = Metadata.auto,
     images: Images = False,
     image_column: ImageColumn = "auto",
+    each_image: EachImage = False,
     captions: Captions = "txt",
     rows_per_partition: RowsPerPartition = None,
     batch_size: Together = 16,

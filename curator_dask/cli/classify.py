@@ -45,7 +45,7 @@ from curator_dask.cli.options import (
     summary_to,
     told_plainly,
 )
-from curator_dask.cli.over_images import OverImages, Steps
+from curator_dask.cli.over_images import EachImage, OverImages, Steps
 
 if TYPE_CHECKING:
     from curator_dask.image.classifiers import ClassificationModel
@@ -115,6 +115,7 @@ def classify(
     metadata: RowSource = Metadata.auto,
     images: Images = False,
     image_column: ImageColumn = "auto",
+    each_image: EachImage = False,
     captions: Captions = "txt",
     rows_per_partition: RowsPerPartition = None,
     batch_size: BatchSize = 256,

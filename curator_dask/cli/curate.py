@@ -36,9 +36,9 @@ def curate(
         str,
         typer.Option(
             metavar="FILE.yaml",
-            help="What is done: fetch, model, model_options, id_col, images, image_column, captions, statistics,"
-            " prefix, buckets, text_statistics, same_captions, classify, caption, detect, ask, aesthetic, nsfw,"
-            " neg_clip_loss, near, near_norm, clusters, join, where, preset, top or at_most (and by), balance,"
+            help="What is done: fetch, model, model_options, id_col, images, image_column, each_image, captions,"
+            " statistics, prefix, buckets, text_statistics, same_captions, classify, caption, detect, ask, aesthetic,"
+            " nsfw, neg_clip_loss, near, near_norm, clusters, join, where, preset, top or at_most (and by), balance,"
             " duplicates, export. Or, for vectors of others: import, clip_score, and of these what needs no image.",
         ),
     ],

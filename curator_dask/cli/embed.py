@@ -53,7 +53,7 @@ from curator_dask.cli.options import (
     summary_to,
     told_plainly,
 )
-from curator_dask.cli.over_images import OverImages, Steps
+from curator_dask.cli.over_images import EachImage, OverImages, Steps
 from curator_dask.frames.names import CAPTION_COLUMN
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def embed(
     metadata: RowSource = Metadata.auto,
     images: Images = False,
     image_column: ImageColumn = "auto",
+    each_image: EachImage = False,
     captions: Captions = "txt",
     rows_per_partition: RowsPerPartition = None,
     batch_size: BatchSize = 256,

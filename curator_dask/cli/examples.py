@@ -44,6 +44,7 @@ SHOWN: dict[str, tuple[str, tuple[str, ...]]] = {
             "embed /data/photos /data/out --model resnet50 --captions captions.csv",
             "embed /data/shards /data/out --model resnet50 --statistics width,height,phash",
             "embed /data/shards /data/out --text-statistics words,language",
+            "embed /data/documents /data/out --model resnet50 --each-image",
         ),
     ),
     "classify": (

@@ -25,6 +25,7 @@ from curator_dask.cli.export_options import (
     MinSide,
     Names,
     Quality,
+    Samples,
     Sizes,
     SmallerFormat,
     Split,
@@ -96,6 +97,7 @@ def export(
             help="Of --without: where the best of a group does not pass, the best that passes stays.",
         ),
     ] = False,
+    samples: Samples = None,
     format: Annotated[
         Format, typer.Option(help="Tars, or Parquet files with the images in them.")
     ] = Format.webdataset,
@@ -284,6 +286,7 @@ def export(
             dry_run=dry_run,
             without=without,
             next_best=next_best,
+            samples=None if samples is None else samples.value,
             caption=caption,
             max_side=max_side,
             min_side=min_side,
@@ -334,19 +337,8 @@ def export(
                 part=part,
             )
         else:
-            named = (
-                where,
-                columns,
-                filter_column,
-                old_id_col,
-                caption,
-                npy,
-                split_by,
-                by,
-                chosen.size_column,
-                blur,
-            )
-            if any(named):
+            of_rows = (where, columns, filter_column, old_id_col, caption, npy, split_by, by, samples)
+            if any((*of_rows, chosen.size_column, blur)):
                 source = choose_source("auto", found, options)
                 schema = learn_schema(found.shards, source, id_col, options)
                 chosen.check_columns(schema.empty_table(), schema.names)

@@ -73,6 +73,25 @@ SmallerFormat = Annotated[
 ]
 
 
+class Whole(StrEnum):
+    """Which of a sample's images must pass, where samples are exported whole."""
+
+    all = "all"
+    any = "any"
+    first = "first"
+
+
+Samples = Annotated[
+    Whole | None,
+    typer.Option(
+        metavar="all|any|first",
+        help="Of rows that are images of samples: whole samples, all images of which, any, or the first pass. Else each"
+        " image is a sample of its own.",
+        show_default=False,
+    ),
+]
+
+
 class MetadataOut(StrEnum):
     """What metadata images lose."""
 

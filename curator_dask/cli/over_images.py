@@ -31,6 +31,11 @@ Arithmetic = Annotated[
 ]
 Together = Annotated[int, typer.Option(min=1, help="Images that go in together, at most.")]
 
+EachImage = Annotated[
+    bool,
+    typer.Option("--each-image", help="A row for each image of a sample of a tar: key_0, key_1, ..."),
+]
+
 #: Arguments that do not decide what is made.
 _NOT_MADE_BY = ("json_file", "min_good", "workers")
 
@@ -75,7 +80,12 @@ class OverImages:
         if self.embeds_here and not (is_remote(output) or os.path.lexists(absolute(output))):
             load_ahead(cluster, workers)  # all is left to do
         # What is wrong with the arguments should not cost the start of a cluster.
-        which = {name: given[name] for name in ("images", "image_column", "id_col")}
+        if given["each_image"] and given.get("image") is not None:
+            raise typer.BadParameter(
+                "takes all images of a sample, and --image one of them: give one of the two",
+                param_hint="--each-image",
+            )
+        which = {name: given[name] for name in ("images", "image_column", "id_col", "each_image")}
         found = find_shards(given["input_path"], self.options, **which)
         source = choose_source(given["metadata"].value, found, self.options)
         if not is_remote(output):

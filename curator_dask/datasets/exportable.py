@@ -75,6 +75,7 @@ class Exportable(ABC):
         bucket_size: str | None = None,
         latents: str | Mapping[str, Any] | None = None,
         text_states: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]] | None = None,
+        samples: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> ExportSummary:
         """Compute the metadata, and write the samples of its rows into new tars, every member byte for byte.
@@ -202,6 +203,10 @@ class Exportable(ABC):
             members; ``column`` (``"caption"``); ``max_length`` (None: that of the model); ``layer`` (-1: the last);
             ``padded`` (False): all `max_length` tokens, attended to; ``pooled`` (False): the vector of the caption,
             too; ``stored`` and ``dtype`` as of latents; ``batch_size`` (32); ``model_dir``. Or several of them.
+        samples
+            Of rows that are images of samples (``each_image``, lists in Parquet): ``"all"``, ``"any"`` or ``"first"``:
+            whole samples, byte for byte, all images of which pass, any, or the first. None: each image is a sample of
+            its own.
         storage_options
             For fsspec, where `path` is a URL. None: those of the dataset, if it is in the same kind of store.
 
@@ -265,6 +270,7 @@ class Exportable(ABC):
                 bucket_size=bucket_size,
                 latents=latents,
                 text_states=text_states,
+                samples=samples,
             ),
             id_col=self.id_col,
             input_options=self.storage_options,

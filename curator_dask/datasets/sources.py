@@ -22,7 +22,7 @@ from curator_dask.rows.image_files import ReadImages, caption_table, images_sche
 from curator_dask.rows.reading import ReadShard, choose_source, learn_schema
 from curator_dask.runs.graph import map_items
 from curator_dask.storage import is_remote
-from curator_dask.webdataset.finding import AUTO, discover_images, discover_parquet
+from curator_dask.webdataset.finding import AUTO, discover_images, discover_parquet, images_apart
 from curator_dask.webdataset.folders import SAMPLES_PER_SHARD
 from curator_dask.webdataset.parquet import KEY, ParquetShard, is_parquet_shard
 from curator_dask.webdataset.shards import ShardSet, discover
@@ -57,6 +57,7 @@ class Sources(ABC):
         metadata: str = "auto",
         rows_per_partition: int | None = None,
         nested_json: bool = False,
+        each_image: bool = False,
         storage_options: Mapping[str, Any] | None = None,
     ) -> Self:
         """Find the shards and learn the columns; rows are read when something is computed.
@@ -76,6 +77,11 @@ class Sources(ABC):
             Cut shards into partitions of so many rows, to keep every worker busy on few large shards.
         nested_json
             Of rows from tars: lists and objects of the ``.json`` become columns, too, of JSON text.
+        each_image
+            Of samples with several images each is a row: its key is that of the sample, ``_`` and its number from 0, in
+            the order of the images' names. ``sample_key``, ``image_number``, ``image_count`` and ``image_name`` say
+            which it is, and the sample's caption and other columns stand in each of its rows. A sample without an image
+            has no row; how many these are is in the summary.
         storage_options
             For fsspec, where `path` is a URL.
 
@@ -85,8 +91,9 @@ class Sources(ABC):
             No shards; some with and some without Parquet; no key column; columns that differ in kind.
         """
         check_options(id_col, metadata, rows_per_partition)
+        found = discover(path, storage_options)
         return cls.from_shards(
-            discover(path, storage_options),
+            images_apart(found) if each_image else found,
             id_col,
             metadata=metadata,
             rows_per_partition=rows_per_partition,
@@ -159,7 +166,8 @@ class Sources(ABC):
         path
             Directory, glob, brace pattern, Parquet file, or a list of these.
         image_column
-            Column of bytes, or of structs with ``bytes``. ``"auto"``: the one that there is.
+            Column of bytes, or of structs with ``bytes``; or of lists of these, where each image of a list is a row, as
+            with ``each_image`` of `from_webdataset`. ``"auto"``: the one that there is.
         id_col
             Column whose values are the keys, each once in a file. None: ``"key"`` if there is such a column; else keys
             are made of the file's path below `path` and the row's number from 0: ``train-00000-of-00042_0000017``.

@@ -125,7 +125,7 @@ class TextStatesSpec:
         WeightsError
             The weights cannot be had.
         """
-        folder = find_folder(self.model_name, self.model_dir, self._kind_of)
+        folder = find_folder(self.model_name, self.model_dir, self._check)
         config = read_json(folder / CONFIG)
         kind = self._kind_of(config)
         own: Mapping[str, Any] = config.get("text_config") or config if "clip" in kind.lower() else config
@@ -164,6 +164,9 @@ class TextStatesSpec:
             **{name: getattr(self, name) for name in ("stored", "dtype")},
         }
         return replace(self, weights=digest), info
+
+    def _check(self, config: Mapping[str, Any]) -> None:
+        self._kind_of(config)
 
     def _kind_of(self, config: Mapping[str, Any]) -> str:
         """The class; raises ConfigError where it is none that is known."""

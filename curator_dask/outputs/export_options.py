@@ -22,6 +22,7 @@ from curator_dask.outputs.shrinking import Shrinking
 from curator_dask.outputs.splits import SplitBy, Splits
 from curator_dask.outputs.text_states import TextStates
 from curator_dask.outputs.vector_members import vector_members
+from curator_dask.outputs.whole_samples import NEEDED, check_rows, check_samples
 from curator_dask.rows.where import Where
 from curator_dask.webdataset.layouts import EMPTY
 from curator_dask.words import meant, some_of_these
@@ -79,16 +80,11 @@ class ExportOptions:
     bucket_size: str | None = None
     latents: str | Mapping[str, Any] | None = None
     text_states: Any = None
+    samples: str | None = None
 
     def __post_init__(self) -> None:
-        for name, lowest in (
-            ("samples_per_shard", 1),
-            ("max_shards", 1),
-            ("shard_bytes", 1),
-            ("shards", 1),
-            ("shuffle", 0),
-        ):
-            _check_number(name, getattr(self, name), lowest)
+        for name in ("samples_per_shard", "max_shards", "shard_bytes", "shards", "shuffle"):
+            _check_number(name, getattr(self, name), 0 if name == "shuffle" else 1)
         _check_one_of("keys", self.keys, ("original", "sequential", None))
         _check_one_of("layout", self.layout, ("original", "portable", None))
         _check_one_of("format", self.format, ("webdataset", "parquet"))
@@ -164,6 +160,7 @@ class ExportOptions:
         if self.sizes not in (True, False, None):
             raise ConfigError(f"sizes={self.sizes!r}: expected True, False or None")
         check_card(self.card)
+        check_samples(self)
 
     def _check_tables(self) -> None:
         """Raise ConfigError where something is asked for that Parquet files with images have no place for."""
@@ -198,6 +195,7 @@ class ExportOptions:
         ConfigError
             There is no such column, or it is of a type that does not fit.
         """
+        check_rows(self.samples, columns)
         blurring = self.blurring
         named = [*(self.columns or ()), *(each for each in (self.filter_column, self.caption) if each)]
         named += [] if blurring is None else blurring.columns
@@ -246,7 +244,7 @@ class ExportOptions:
     def names(self, columns: Sequence[str]) -> list[str]:
         """The columns that are named, of those that there are."""
         named = {*(self.columns or ()), *(self.npy or ()), self.filter_column, self.caption}
-        named |= {self.size_column, *(each.column for each in self.states)}
+        named |= {self.size_column, *(each.column for each in self.states), *(NEEDED if self.samples else ())}
         named |= set() if self.blurring is None else {*self.blurring.columns}
         named |= set() if self.where is None else {*Where(self.where).columns(columns)}
         if self.sharing is not None and self.sharing.by is not None:
@@ -277,6 +275,11 @@ class ExportOptions:
         if self.is_tables:
             return False
         return self.sizes if self.sizes is not None else self.index or self.metadata == "parquet"
+
+    @property
+    def whole(self) -> tuple[str, bool] | None:
+        """Which samples are exported whole, and whether to Parquet files; None: each row is a sample."""
+        return None if self.samples is None else (self.samples, self.is_tables)
 
     @property
     def is_tables(self) -> bool:

@@ -204,6 +204,7 @@ class ExportRun:
             options.without,
             "" if options.without is None else check_removed(options.without, rows.options),
             weighing,
+            samples=options.whole,
         )
         lost: Mapping[str, Mapping[int, str]] = {}
         if (earlier := self._earlier) is not None:
@@ -244,7 +245,7 @@ class ExportRun:
             digits = len(str(largest - 1)) if largest > 1 else 0  # of the last number in a shard
             digits = self._before.get(DIGITS, digits)
             new_keys = NewKeys(options.max_shards, digits, options.old_id_col)
-        text_keys = options.sequential or options.portable
+        text_keys = bool(options.sequential or options.portable or options.samples)
         found = schema_of(rows, names)
         if self._encoded is not None:
             found = found.remove(found.get_field_index(self._encoded.column))
@@ -376,8 +377,7 @@ class ExportRun:
         done = ExportSummary(self.place.target.path).looked_up
         spare = None if summary.free is None else summary.free - summary.needed
         with rows_laid_down(pack, shards, names, self.place, self._client, spare) as pack:
-            client = self._client()
-            tasks = file_tasks(pack, shards, "pack-shard", client)
+            tasks = file_tasks(pack, shards, "pack-shard", client := self._client())
             run_targets(tasks, client, targets, done, take, held=self.place.check_held)
         summary.failed_shards = done.failed_shards
 

@@ -40,6 +40,8 @@ class ExportSummary:
         Rows that were looked at; those whose samples are in the new tars; those that did not pass, with those that
         `filter`, `top` and `without` of the dataset, or a pipeline's stages, have left out; and those that pass, but
         whose sample is not in a tar, or not whole, or has something to be blurred and cannot be.
+    unit
+        What is counted: rows, or (whole) samples whose images are rows.
     earlier
         Rows whose samples are in tars that stay as they are, where new ones are added.
     earlier_samples, earlier_shards, earlier_bytes
@@ -190,6 +192,7 @@ class ExportSummary:
     by_old_sizes: bool = False
     format: str = "webdataset"
     planned: bool = False
+    unit: str = "row"
     fields: Counter[str] = field(default_factory=Counter)
     habits: list[str] = field(default_factory=list)
     no_index: dict[str, str] = field(default_factory=dict)
@@ -244,6 +247,7 @@ class ExportSummary:
     def add_file(self, report: Mapping[str, Any]) -> None:
         """Count what was looked up of a file (`curator_dask.outputs.selecting`)."""
         self.rows += report["rows"]
+        self.unit = report.get("unit", self.unit)
         self.kept += report["kept"]
         self.filtered += report["filtered"]
         self.missing += report["failed"]
@@ -327,8 +331,8 @@ class ExportSummary:
         for report in earlier.reports:  # samples that these lack are counted where their rows are looked at
             found.add_shard({**report, UNBLURRED: None})
         found.fields, found.kept = self.in_all()
-        found.shards, found.splits = found.shards + self.earlier_shards, self.splits
-        found.groups = self.groups
+        found.shards += self.earlier_shards
+        found.splits, found.groups = self.splits, self.groups
         return found
 
     def note_splits(
@@ -380,10 +384,8 @@ class ExportSummary:
 
     def __str__(self) -> str:
         noun = "Parquet file" if self.format == "parquet" else "tar"
-        size = self.bytes + (self.needed if self.planned else 0)
-        lines = first_lines(self, noun, size)
-        lines += earlier_lines(self, size)
-        total = self.kept + self.earlier_samples
+        size, total = self.bytes + (self.needed if self.planned else 0), self.kept + self.earlier_samples
+        lines = first_lines(self, noun, size) + earlier_lines(self, size)
         lines += [f"  {name}: {count.told(total, noun)}" for name, count in self.splits.items()]
         lines += group_lines(self.groups, total, noun)
         lines += [f"  {note}" for note in (*self.split_notes, *self.notes)]
@@ -392,8 +394,6 @@ class ExportSummary:
             lines.append(f"  {clause}: {count:,} of the rows pass{null}")
         lines += trouble_lines(self.errors, self.reasons, self.examples)
         lines += [f"  {noun} failed: {name}: {why}" for name, why in list(self.failed_shards.items())[:_FEW]]
-        lines += self.looked_up.remark_lines()
-        lines += content_lines(self)
-        lines += [f"  other readers: {each}" for each in self.habits]
-        lines += card_lines(self.card, self.own_card)
+        lines += self.looked_up.remark_lines() + content_lines(self)
+        lines += [f"  other readers: {each}" for each in self.habits] + card_lines(self.card, self.own_card)
         return "\n".join(lines)

@@ -17,6 +17,7 @@ from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.hub_schema import check_hub, hub_schema, takes_texts
 from curator_dask.outputs.packing import PackShard
 from curator_dask.outputs.packing_parquet import PackParquet
+from curator_dask.outputs.packing_rows import rows_writer
 from curator_dask.outputs.selecting import Folder
 from curator_dask.outputs.weighing import Weighing
 from curator_dask.storage import Options
@@ -24,14 +25,16 @@ from curator_dask.threads import in_threads
 from curator_dask.webdataset.parquet import class_names, file_of, is_parquet_shard
 
 
-def weighing_of(rows: Folder, names: Sequence[str], options: ExportOptions, id_col: str) -> Weighing:
-    """What samples will weigh.
+def weighing_of(rows: Folder, names: Sequence[str], options: ExportOptions, id_col: str) -> Weighing | None:
+    """What samples will weigh; None: what their members do.
 
     Raises
     ------
     ConfigError
         Columns of the rows cannot be in such a file.
     """
+    if options.samples is not None:
+        return None
     found = schema_of(rows, names)
     columns = [each for each in found if each.name != URL_COLUMN]
     if options.metadata is None:
@@ -49,7 +52,7 @@ def in_tables(
     options: ExportOptions,
     suffixes: Iterable[str],
     reports: Iterable[Mapping[str, Any]],
-) -> PackParquet:
+) -> PackShard:
     """What writes the same samples into Parquet files.
 
     Parameters
@@ -67,6 +70,8 @@ def in_tables(
     reports
         On the samples of each file of rows.
     """
+    if options.samples is not None:
+        return rows_writer({each.name: getattr(pack, each.name) for each in fields(pack)}, totals)
     reports = [*reports]
     null = {name for report in reports for name in report["pictures"]["null"]}
     # pyarrow before 26.0.1, which most have, cannot read null among lists of a fixed length.

@@ -20,6 +20,7 @@ import dask.dataframe as dd
 from curator_dask.cluster.setup import OpenWorkers, when_needed
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.frames.parquet import read_record
 from curator_dask.frames.record import inputs_of
 from curator_dask.outputs.card import Making
 from curator_dask.outputs.encoded import Encoded
@@ -35,6 +36,7 @@ from curator_dask.outputs.planning import name_of
 from curator_dask.outputs.removed import DUPLICATES, check_removed
 from curator_dask.outputs.saving import check_apart, check_writable
 from curator_dask.outputs.selecting import Folder, stop_at
+from curator_dask.outputs.whole_samples import check_kind
 from curator_dask.outputs.writing import Output
 from curator_dask.runs.filtering import some_columns
 from curator_dask.runs.groups import Layout
@@ -109,6 +111,9 @@ def export_output(
             )
     found = schema_of(rows, names)
     options.check_columns(found.empty_table(), found.names)
+    if options.samples is not None:
+        record = read_record(rows.file(names[0]), rows.options)
+        check_kind([record.url] if record is not None and record.url else [], options.is_tables)
     for duplicates in (options.without, options.split_groups):
         if duplicates is not None:
             check_removed(absolute(duplicates, storage_options), storage_options)
@@ -146,6 +151,8 @@ def export_frame(
     options.check_columns(some_columns(frame._meta, options.names(names)), names)
     if options.split_groups is not None:
         check_removed(absolute(options.split_groups))
+    if options.samples is not None:
+        check_kind(tars[:1], options.is_tables)
     path = os.fspath(output)
     if output_options is None and any(
         path.partition("://")[0] == tar.partition("://")[0] for tar in tars[:1]

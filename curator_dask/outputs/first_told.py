@@ -32,7 +32,7 @@ def first_lines(summary: Any, noun: str, size: int) -> list[str]:
         what = f"part {part['number']}/{part['of']}, {part['shards']:,} of {every}, {sized(size)}"
         what += f"; in all {counted(summary.kept, 'sample')}"
     lines = [
-        f"{summary.path}: {what}; of {counted(summary.rows, 'row')} {there}{left}",
+        f"{summary.path}: {what}; of {counted(summary.rows, summary.unit)} {there}{left}",
         f"  {done}; {summary.seconds:.1f} s",
     ]
     if summary.planned:
@@ -46,6 +46,6 @@ def first_lines(summary: Any, noun: str, size: int) -> list[str]:
         )
     if summary.empty:
         lines.append(
-            f"  NONE of {counted(summary.rows, 'row')} has a sample that is left: there is no {noun}"
+            f"  NONE of {counted(summary.rows, summary.unit)} has a sample that is left: there is no {noun}"
         )
     return lines

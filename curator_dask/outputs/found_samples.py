@@ -24,9 +24,11 @@ from curator_dask.webdataset.headers import Member, encoded
 from curator_dask.webdataset.index import ShardIndex, last_sample
 from curator_dask.webdataset.layouts import portable_key, portable_suffix
 from curator_dask.webdataset.opening import open_shard
-from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.parquet import file_of, is_parquet_shard
 from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.samples import Sample, key_text
+from curator_dask.webdataset.several import ImageSample
+from curator_dask.webdataset.several_rows import ListIndex
 from curator_dask.webdataset.stamps import FileStamp, stamp
 from curator_dask.webdataset.writer import tar_bytes
 
@@ -50,7 +52,7 @@ FILES, TIMES = "files", "times"
 class FoundSamples:
     """What the rows of a file find in the tars."""
 
-    def __init__(self, portable: bool, options: Options, id_col: str) -> None:
+    def __init__(self, portable: bool, options: Options, id_col: str, whole: bool = False) -> None:
         self._rows: list[int] = []
         self._urls: list[str] = []
         self._source_keys: list[str] = []
@@ -65,6 +67,7 @@ class FoundSamples:
         self.odd_keys = 0
         self.stamps: dict[str, FileStamp] = {}
         self._portable, self._options, self._id_col = portable, options, id_col
+        self._whole = whole  # samples with all of their images, though their shards' urls are of these
 
     def look_up(self, rows: Sequence[int], ids: Sequence[Any], urls: Sequence[str | None]) -> None:
         """Find the samples of rows with these ids, in these tars."""
@@ -77,6 +80,9 @@ class FoundSamples:
                     self._miss(f"{MISSING}: the row has no shard ({URL_COLUMN} is null)", "", ids[place])
                 continue
             self.stamps[url] = stamp(url, self._options)  # of a tar that is gone it raises
+            if self._whole and is_parquet_shard(url):
+                self._take_whole_rows(url, [rows[place] for place in mine], [ids[place] for place in mine])
+                continue
             if is_parquet_shard(url):
                 with ParquetReader(url, self._options) as rows_of:
                     self._take_rows(rows_of, [rows[place] for place in mine], [ids[place] for place in mine])
@@ -84,7 +90,9 @@ class FoundSamples:
             try:
                 # An index file is compared with the tar in a few places only, and its names would be those in the
                 # new tars.
-                with open_shard(url, use_index_files=False, storage_options=self._options) as reader:
+                with open_shard(
+                    file_of(url) if self._whole else url, use_index_files=False, storage_options=self._options
+                ) as reader:
                     index = reader.index
             except ShardError as error:
                 if error.__cause__ is not None and not isinstance(error.__cause__, ShardError):
@@ -140,13 +148,30 @@ class FoundSamples:
         reader.check_unchanged()
         self._files += [(None, 0)] * (len(self._members) - before)
 
+    def _take_whole_rows(self, url: str, rows: Sequence[int], ids: Sequence[Any]) -> None:
+        """Rows of a Parquet file, each with all that it has; what it weighs is about that of any."""
+        with ParquetReader(url, self._options) as reader:
+            assert isinstance(reader.index, ListIndex)
+            index = reader.index.rows
+        found = index.find(ids).tolist()
+        weight = self.stamps[url].size // max(1, len(index.samples))
+        for place, row, item in zip(found, rows, ids, strict=True):
+            if place < 0:
+                self._miss(f"{MISSING}: no sample {item!r} in the {kind_of(url)}", url, item)
+                continue
+            key = index.samples[place].key
+            self._add(url, row, Sample(key, (Member(f"{key}.row", place, weight),)))
+            self._files.append((None, 0))
+
     def _add(self, url: str, row: int, sample: Sample) -> None:
         key = sample.key
         portable = portable_key(key)
         self.odd_keys += portable != key
-        start = len(key) + 1
+        start = len(sample.stem) + 1
         names = [member.name.removeprefix("./") for member in sample.members]
         suffixes = [name[start:] for name in names]
+        if isinstance(sample, ImageSample):  # the image of a sample of its own
+            suffixes[0] = suffixes[0].rpartition(".")[2]
         if self._portable:
             suffixes = [portable_suffix(each) for each in suffixes]
             if len({*suffixes}) < len(suffixes):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from curator_dask.outputs.export_place import ExportPlace
 from curator_dask.outputs.selecting import FileRows, SelectSamples
+from curator_dask.outputs.whole_samples import check_together
 from curator_dask.runs.parts import part_of
 from curator_dask.runs.settle import file_tasks, run_targets
 from curator_dask.runs.summary import SaveSummary
@@ -59,4 +60,5 @@ def look_up(
         targets = [Target.of_file(select.target.path, each.name) for each in todo]
         tasks = file_tasks(select, todo, "select-samples", connected)
         run_targets(tasks, connected, targets, summary, take, held=place.check_held)
+    check_together(reports)
     return {each.name: reports[each.name] for each in asked if each.name in reports}

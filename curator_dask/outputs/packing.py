@@ -357,7 +357,7 @@ class PackShard:
         """
         wanted = [*(self.schema.names if self.schema is not None else ()), *self.json_columns]
         wanted += [] if self.encoded is None else [self.encoded.column]
-        wanted += [each.column for each in (*self.vectors, *self.states)]
+        wanted += [each.column for each in self.vectors] + [each.column for each in self.states]
         wanted += [] if self.caption is None else [self.caption]
         wanted += [] if self.shrinking is None else self.shrinking.columns
         path = self.rows.file(name)

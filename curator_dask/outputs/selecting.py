@@ -32,12 +32,14 @@ from curator_dask.outputs.found_samples import FoundSamples
 from curator_dask.outputs.removed import stays
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.weighing import Weighing
+from curator_dask.outputs.whole_samples import NEEDED, WholeSamples
 from curator_dask.rows.ids import exact_ids
 from curator_dask.rows.reasons import reasons_in
 from curator_dask.rows.remarks import EXAMPLES, noticing
 from curator_dask.rows.where import Where
 from curator_dask.runs.reports import errors_of, report_frame
 from curator_dask.storage import Options, join
+from curator_dask.webdataset.several_names import SAMPLE
 from curator_dask.webdataset.stamps import stamp
 from curator_dask.words import some_of_these
 
@@ -126,6 +128,9 @@ class SelectSamples:
         What samples will weigh, where that is not what their members weigh.
     given_up
         The file kills workers: its samples are not looked up, for this reason.
+    samples
+        Rows are images of samples, which are looked up whole, where ``"all"``, ``"any"`` or ``"first"`` of them pass;
+        and whether they go to Parquet files.
     """
 
     source: Folder
@@ -139,6 +144,7 @@ class SelectSamples:
     without_state: str = ""
     weighing: Weighing | None = None
     given_up: str | None = None
+    samples: tuple[str, bool] | None = None
 
     def give_up(self, reason: str) -> SelectSamples:
         """The same without the work that kills workers."""
@@ -183,6 +189,7 @@ class SelectSamples:
         settings: list[Any] = [self.id_col, self.where, self.filter_column, self.portable]
         settings += [] if self.without is None else [self.without_state]
         settings += [] if self.weighing is None else [asdict(self.weighing)]
+        settings += [] if self.samples is None else [{"samples": self.samples[0]}]
         settings += [] if asked.next_best is None else [{"next_best": _digest(asked.next_best)}]
         path = self.source.file(asked.name)
         return fingerprint({"select": settings, "file": vars(stamp(path, self.source.options))})
@@ -226,6 +233,7 @@ class SelectSamples:
         where = None if self.where is None else Where(self.where)
         named = [*(where.columns(footer.columns) if where else ()), id_col, URL_COLUMN]
         named += [] if self.filter_column is None else [self.filter_column]
+        named += [] if self.samples is None else NEEDED
         named += [ERROR_COLUMN] if ERROR_COLUMN in footer.columns else []
         if self.filter_column is not None and self.filter_column not in footer.columns:
             raise ConfigError(f"{path}: has no column {self.filter_column!r} to filter by: {footer.columns}")
@@ -249,13 +257,14 @@ class SelectSamples:
         outdated = int((~passes[taken]).sum())
         left_out = {row: why for row, why in asked.left_out.items() if passes[row]}
         passes[known] = False
-        rows = np.flatnonzero(passes)
+        whole = None if self.samples is None else WholeSamples(table, passes, *self.samples)
+        rows = np.flatnonzero(passes) if whole is None else whole.rows
         chosen = table.take(pa.array(rows))
         if footer.record is not None and len(known) and len(rows):  # of what is in tars already none is read
             urls = pc.unique(chosen.column(URL_COLUMN)).to_pylist()
             check_unchanged(path, urls, footer.record, self.shard_options)
-        ids = exact_ids(to_array(chosen.column(id_col).combine_chunks()))
-        found = FoundSamples(self.portable, self.shard_options, id_col)
+        ids = exact_ids(to_array(chosen.column(id_col if whole is None else SAMPLE).combine_chunks()))
+        found = FoundSamples(self.portable, self.shard_options, id_col, whole is not None)
         found.look_up(rows.tolist(), ids, chosen.column(URL_COLUMN).to_pylist())
         samples = found.table()
         more: Mapping[str, Any] = {}
@@ -289,6 +298,7 @@ class SelectSamples:
             "stamps": {url: vars(state) for url, state in found.stamps.items()},
             **said,
             **more,
+            **({} if whole is None else whole.told()),
         }
         assert report["rows"] == report["kept"] + len(taken) + report["filtered"] + missing_rows
         return samples, report

@@ -112,7 +112,7 @@ class TextStates:
             raise ConfigError(f"text_states: column={column!r}: expected the name of a column of captions")
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ConfigError(f"text_states: batch_size={batch!r}: expected a whole number of at least 1")
-        of_model = {each: said[each] for each in said if each not in _OWN}
+        of_model: dict[str, Any] = {str(each): said[each] for each in said if each not in _OWN}
         return cls(TextStatesSpec(said["model"], **of_model), name, column, batch)
 
     @property

@@ -17,6 +17,7 @@ from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.webdataset.folders import is_folder_shard, kind_of
 from curator_dask.webdataset.index import ShardIndex, warn_once
 from curator_dask.webdataset.opening import Reader, open_shard
+from curator_dask.webdataset.parquet import file_of
 from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.stamps import Watched
 
@@ -96,7 +97,7 @@ def read_images(
                 found = index.find(wanted)
                 if index.samples != listed.samples:
                     warn_once(
-                        f"{url[:-4]}.idx: the index file does not fit {url}: the tar is scanned instead"
+                        f"{file_of(url)[:-4]}.idx: the index file does not fit {url}: the tar is scanned instead"
                     )
             in_order = sorted(zip(found.tolist(), rows, strict=True))
             images = (index.samples[place].image(image_member) for place, _ in in_order if place >= 0)

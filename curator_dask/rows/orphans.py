@@ -17,6 +17,7 @@ from curator_dask.rows.remarks import fact_of, remark
 from curator_dask.storage import Options
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.several_names import is_each
 from curator_dask.webdataset.stamps import stamp
 
 #: What is to be said of shards, by their states: many parts of one ask the same.
@@ -48,7 +49,7 @@ def remark_orphans(
     storage_options
         For fsspec.
     """
-    if is_parquet_shard(url):  # the rows are the samples
+    if is_parquet_shard(url) or is_each(url):  # the rows are the samples
         return
     orphans, damaged = None, None
     if len(np.unique(found[found >= 0])) < len(index.samples):

@@ -19,12 +19,15 @@ from curator_dask.errors import ConfigError, CuratorError, DatasetError, ShardEr
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import known_record, open_parquet, read_record, state_of
 from curator_dask.frames.record import FileRecord
+from curator_dask.frames.row_ranges import row_range
 from curator_dask.rows.ids import check_id_type, check_ids
 from curator_dask.rows.remarks import fact_of, remark
+from curator_dask.rows.several import RowsOfImages, check_source, columns_of_images
 from curator_dask.rows.tar_rows import join_tar, later_columns, read_tar_rows, tar_schema
 from curator_dask.storage import is_remote
 from curator_dask.webdataset.opening import open_shard
 from curator_dask.webdataset.parquet import KEY, columns_of_rows, is_numbered, is_parquet_shard, numbered_keys
+from curator_dask.webdataset.several_names import COLUMNS, is_each
 from curator_dask.webdataset.shards import Shard, ShardRange, ShardSet
 from curator_dask.webdataset.stamps import stamp
 from curator_dask.words import some_of_these
@@ -110,7 +113,7 @@ class ReadShard:
 
     def count(self, shard: Shard) -> int:
         """Rows of a shard, from the Parquet's footer or the tar's index."""
-        if self.source == "parquet":
+        if self.source == "parquet" and not is_each(shard.url):
             with _open_parquet(shard, self.storage_options) as file:
                 return int(file.metadata.num_rows)
         with open_shard(shard.url, storage_options=self.storage_options) as reader:
@@ -146,6 +149,7 @@ def choose_source(metadata: str, found: ShardSet, storage_options: Mapping[str, 
         return "tar"
     without = [shard for shard in found.shards if shard.parquet is None]
     if not without:
+        check_source(is_each(found.shards[0].url), found.root)
         return "parquet"
     if len(without) == len(found.shards) and metadata == "auto":
         return "tar"
@@ -250,8 +254,7 @@ def read_parquet_rows(
                 f" ({schema.names}). Give all companion files the same columns"
             )
         wanted = [name for name in wanted if only is None or name in (*only, id_col)]
-        numbered = is_numbered(part.shard.url)
-        if numbered:
+        if numbered := is_numbered(part.shard.url):
             wanted = [name for name in wanted if name != id_col]
         elif id_col not in wanted:
             raise ShardError(
@@ -259,15 +262,19 @@ def read_parquet_rows(
                 f" {found.names}. Give the file that column"
             )
         try:
-            table = _row_range(file, wanted, part.start, part.stop)
+            each = RowsOfImages(file, part, storage_options) if is_each(part.shard.url) else None
+            start, stop = (part.start, part.stop) if each is None else (each.start, each.stop)
+            table = row_range(file, wanted, start, stop)
             if numbered:
-                keys = numbered_keys(part.shard.name, range(part.start, part.start + table.num_rows))
+                keys = numbered_keys(part.shard.name, range(start, start + table.num_rows))
                 table = table.append_column(id_col, pa.array(keys, pa.string()))
                 wanted.append(id_col)
             elif part.part is None:
                 check_ids(table.column(id_col), id_col, str(part.shard.parquet))
             else:
                 _check_all_ids(file, part.shard, id_col, storage_options)
+            if each is not None:
+                table, wanted = each.of(table, id_col), [*wanted, *COLUMNS]
         except ShardError as error:
             if is_parquet_shard(part.shard.url) and id_col == KEY:
                 raise ShardError(
@@ -332,24 +339,13 @@ def _outdated(record: FileRecord | None, shard: Shard, storage_options: Mapping[
         return False
 
 
-def _row_range(file: pq.ParquetFile, columns: list[str], start: int, stop: int | None) -> pa.Table:
-    """Rows ``start:stop``, reading only the row groups that hold them."""
-    first, groups, skipped = 0, [], 0
-    for number in range(file.num_row_groups):
-        last = first + file.metadata.row_group(number).num_rows
-        if last <= start:
-            skipped = last
-        elif stop is None or first < stop:
-            groups.append(number)
-        first = last
-    table = file.read_row_groups(groups, columns=columns)
-    return table.slice(start - skipped, None if stop is None else stop - start)
-
-
 def _parquet_schema(shard: Shard, id_col: str, storage_options: Mapping[str, Any] | None) -> pa.Schema:
     with _open_parquet(shard, storage_options) as file:
         found = columns_of_rows(file.schema_arrow, shard.url).remove_metadata()
-    return found.insert(0, pa.field(id_col, pa.string())) if is_numbered(shard.url) else found
+    found = found.insert(0, pa.field(id_col, pa.string())) if is_numbered(shard.url) else found
+    return (
+        columns_of_images(found, id_col, shard.url) if is_each(shard.url) and id_col in found.names else found
+    )
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -21,6 +21,7 @@ KINDS = (
     *("damaged", "orphans", "duplicates", "unread", "corrupt"),
     *("left-out", "filtered", "not-made", "text-truncated", "captions", "detections"),
     "answers",
+    "imageless",
 )
 """``"damaged"``: what is wrong with the tar, as text; the samples before the fault are used. ``"orphans"``: samples
 that no row of the shard's Parquet names. ``"duplicates"``: member names that occur again; the first is taken.
@@ -35,7 +36,8 @@ about which nothing was written. ``"detections"``: images that a model has looke
 `found_by` those in which it has found something, by `labelled` those with a label; the examples are of the second.
 ``"answers"``: images that a model was asked about, and ``"by"`` these by the name of the question's columns, behind
 `LITTLE` those for which it would rather answer otherwise, and behind `NOT_ASKED`, of which the examples are, rows that
-say nothing in a column which the question names."""
+say nothing in a column which the question names.
+``"imageless"``: samples without an image, where each image has a row."""
 
 OF_TARS = ("damaged", "orphans", "duplicates", "unread", "corrupt")
 """Those that are noticed when a tar is read."""

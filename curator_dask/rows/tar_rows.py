@@ -12,6 +12,7 @@ import pyarrow as pa
 from curator_dask.errors import ImageError
 from curator_dask.frames.names import CAPTION_COLUMN, CLASS_COLUMN, FILE_COLUMN, URL_COLUMN
 from curator_dask.rows.remarks import fact_of, remark
+from curator_dask.rows.several import TYPES
 from curator_dask.storage import Options
 from curator_dask.webdataset.folder_reader import FolderReader
 from curator_dask.webdataset.folders import is_folder_shard
@@ -19,6 +20,8 @@ from curator_dask.webdataset.headers import Member
 from curator_dask.webdataset.index import warn_once
 from curator_dask.webdataset.opening import Reader, open_shard
 from curator_dask.webdataset.samples import Sample, key_text, suffix_of
+from curator_dask.webdataset.several import ImageSample, ImagesIndex
+from curator_dask.webdataset.several_names import COLUMNS, is_each
 from curator_dask.webdataset.shards import Shard, ShardRange
 
 logger = logging.getLogger("curator_dask")
@@ -52,6 +55,8 @@ def read_tar_rows(
         remark(part.shard.url, "damaged", reader.index.problem)
         remark(part.shard.url, "duplicates", fact_of(reader.index.duplicates))
         remark(part.shard.url, "unread", fact_of(map(str, reader.index.unread)))
+        if isinstance(reader.index, ImagesIndex):
+            remark(part.shard.url, "imageless", fact_of(map(key_text, reader.index.imageless)))
         samples = reader.index.samples[part.start : part.stop]
         left_out: dict[str, None] = {}
         reader.expect(texts_of(samples))
@@ -78,8 +83,10 @@ def read_tar_rows(
 
 def tar_schema(shard: Shard, id_col: str, storage_options: Options, nested_json: bool = False) -> pa.Schema:
     """The columns of a shard's rows, from its first samples: the key, the caption, then the other fields."""
-    names = (id_col, FILE_COLUMN, CAPTION_COLUMN) if is_folder_shard(shard.url) else (id_col, CAPTION_COLUMN)
+    own = (FILE_COLUMN,) if is_folder_shard(shard.url) else COLUMNS if is_each(shard.url) else ()
+    names = (id_col, *own, CAPTION_COLUMN)
     columns: dict[str, pa.DataType] = dict.fromkeys(names, pa.string())
+    columns |= {name: kind for name, kind in TYPES.items() if name in columns}
     plain = set(columns)
     with open_shard(shard.url, storage_options=storage_options, first=SCHEMA_BYTES) as reader:
         samples = reader.index.samples[:SCHEMA_SAMPLES]
@@ -146,6 +153,12 @@ def tar_row(
         row[FILE_COLUMN] = key_text(image.target)
     # A name that is not UTF-8 cannot be a text value: its odd bytes are shown as \xNN.
     row[id_col] = key_text(sample.key)
+    if isinstance(sample, ImageSample):
+        if left_out is not None:
+            left_out.update({f"field {name!r} of the JSON": None for name in COLUMNS if name in row})
+        place = sample.place
+        values = (key_text(place.sample), place.number, place.of, key_text(place.name))
+        row.update(zip(COLUMNS, values, strict=True))
     if left_out is not None and len(left_out) < _KINDS_KEPT:
         taken = (document, caption, label, sample.image())
         left_out.update({f".{suffix_of(member)}": None for member in sample.members if member not in taken})

@@ -51,6 +51,8 @@ class SaveSummary:
     orphans
         By the shard's url, samples of the tar that no row of its Parquet names: ``{"count": int, "examples":
         [key, ...]}``.
+    imageless
+        The same of samples without an image, where each image of a sample has a row: they have none.
     duplicates
         By the shard's url, member names that occur again in the tar, in the same form; the first is taken.
     unread
@@ -122,6 +124,7 @@ class SaveSummary:
     failed_shards: dict[str, str] = field(default_factory=dict)
     damaged_shards: dict[str, str] = field(default_factory=dict)
     orphans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    imageless: dict[str, dict[str, Any]] = field(default_factory=dict)
     duplicates: dict[str, dict[str, Any]] = field(default_factory=dict)
     unread: dict[str, dict[str, Any]] = field(default_factory=dict)
     corrupt: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -208,6 +211,7 @@ class SaveSummary:
         kept: dict[str, dict[str, Any]] = {
             "damaged": self.damaged_shards,
             "orphans": self.orphans,
+            "imageless": self.imageless,
             "duplicates": self.duplicates,
             "unread": self.unread,
             "corrupt": self.corrupt,
@@ -317,6 +321,7 @@ class SaveSummary:
         return [
             *_shard_lines("damaged", self.damaged_shards),
             *_total_line("sample", "without a row in their shard's Parquet, not embedded", self.orphans),
+            *_total_line("sample", "without an image, and so without a row", self.imageless),
             *_total_line("name", "used again in a tar, the first was taken", self.duplicates),
             *_total_line("member", "that cannot be read, left out", self.unread),
             *_total_line("image", "decoded as far as the data go", self.corrupt),

@@ -18,7 +18,7 @@ from curator_dask.cache import POSSESSIONS
 from curator_dask.cluster.timing import spending
 from curator_dask.errors import ShardError
 from curator_dask.storage import Options, is_remote
-from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.parquet import file_of, is_parquet_shard
 from curator_dask.webdataset.staging import STAGE, current_worker
 
 _thread = threading.local()
@@ -83,6 +83,7 @@ def turn(url: str | None, options: Options = None) -> Iterator[None]:
     with ExitStack() as held:
         # What cannot be fetched is for the reader to report. Where there is no room it waits for its turn.
         with contextlib.suppress(ShardError):
+            url = url if is_parquet_shard(url) else file_of(url)
             if not is_parquet_shard(url) and STAGE.has_room(url, options):
                 with spending("fetch"):
                     held.enter_context(STAGE.lease(url, options))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -12,17 +13,27 @@ import pyarrow as pa
 from curator_dask.errors import ConfigError, DatasetError, ShardError
 from curator_dask.settings import check_variables
 from curator_dask.storage import Options, absolute, is_remote
-from curator_dask.webdataset.folders import SAMPLES_PER_SHARD, STORED, FolderShard, ends_shard, walk
+from curator_dask.webdataset.folders import (
+    SAMPLES_PER_SHARD,
+    STORED,
+    FolderShard,
+    ends_shard,
+    is_folder_shard,
+    walk,
+)
 from curator_dask.webdataset.parquet import (
     KEY,
     SUFFIX,
     NoImagesError,
     ParquetShard,
     has_rows_of_shards,
+    has_several,
+    is_parquet_shard,
     numbered_keys,
     open_file,
 )
 from curator_dask.webdataset.parquet import image_column as column_of
+from curator_dask.webdataset.several_names import is_each, with_each
 from curator_dask.webdataset.shards import NoTarsError, Shard, ShardSet, discover
 from curator_dask.words import counted, some_of_these
 
@@ -127,7 +138,7 @@ def discover_parquet(
     file, schema, column = _first_file(found, wanted, storage_options)
     names, usual = schema.names, None
     with contextlib.suppress(DatasetError):
-        usual = column_of(schema)
+        usual = column_of(schema, several=True)
     if id_col != KEY and id_col not in names:
         raise DatasetError(
             f"id_col={id_col!r} (--id-col): no such column in {file}; "
@@ -148,8 +159,8 @@ def discover_parquet(
                     f"{shard.url}: its rows would have the keys that those of {other} have: a dot in a name becomes"
                     " '_', since a key ends at a dot. Rename one of them"
                 )
-    said = None if column == usual else column
-    shards = (Shard(ParquetShard(each.url, said, key).url, each.name, each.url) for each in found)
+    said, several = None if column == usual else column, has_several(schema, column)
+    shards = (Shard(ParquetShard(each.url, said, key, several).url, each.name, each.url) for each in found)
     return ShardSet(found.root, tuple(shards))
 
 
@@ -169,7 +180,7 @@ def _first_file(found: ShardSet, wanted: str | None, options: Options) -> tuple[
                 " which that was made; for rows of import fetch the images before"
             )
         try:
-            return shard.url, schema, column_of(schema, wanted)
+            return shard.url, schema, column_of(schema, wanted, several=True)
         except NoImagesError as error:
             no_images = no_images or NoImagesError(f"{shard.url}: {error}")
         except DatasetError as error:
@@ -187,6 +198,7 @@ def find_shards(
     images: bool = False,
     image_column: str = AUTO,
     id_col: str = KEY,
+    each_image: bool = False,
 ) -> ShardSet:
     """The tars of a dataset; without any, its Parquet files with images; else the images of a folder.
 
@@ -198,12 +210,17 @@ def find_shards(
         Take images of the folder even where it has tars.
     image_column, id_col
         As for `discover_parquet`: a name takes the Parquet files even where there are tars.
+    each_image
+        Each image of a sample of a tar is a sample of its own. Of Parquet files their columns say it.
 
     Raises
     ------
     DatasetError
         There is none of these.
     """
+    if each_image:
+        found = find_shards(path, storage_options, images=images, image_column=image_column, id_col=id_col)
+        return images_apart(found)
     if images and image_column != AUTO:
         raise ConfigError(
             "images=True (--images) takes images that are files, image_column (--image-column) those in Parquet files:"
@@ -228,3 +245,22 @@ def find_shards(
         if not error.has_images or not isinstance(path, str | os.PathLike):
             raise NoTarsError(f"{error}{said}") from None
         return discover_images(path, storage_options=storage_options)
+
+
+def images_apart(found: ShardSet) -> ShardSet:
+    """The same tars, where each image of a sample is a sample of its own; Parquet files with lists as they are.
+
+    Raises
+    ------
+    ConfigError
+        There is one image a row, or a file.
+    """
+    first = found.shards[0].url
+    if is_each(first):
+        return found
+    if is_folder_shard(first) or is_parquet_shard(first):
+        has = "Parquet files with an image a row" if is_parquet_shard(first) else "image files, each a row"
+        raise ConfigError(
+            f"each_image=True (--each-image): {found.root} has {has}, whatever is given: leave it out"
+        )
+    return ShardSet(found.root, tuple(replace(each, url=with_each(each.url)) for each in found.shards))

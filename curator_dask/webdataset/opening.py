@@ -11,6 +11,8 @@ from curator_dask.webdataset.folders import is_folder_shard
 from curator_dask.webdataset.parquet import is_parquet_shard
 from curator_dask.webdataset.parquet_reader import ParquetReader
 from curator_dask.webdataset.reader import ShardReader
+from curator_dask.webdataset.several import ImagesReader
+from curator_dask.webdataset.several_names import is_each, without_each
 
 #: Reads the members of a shard.
 Reader = ShardReader | FolderReader | ParquetReader
@@ -34,4 +36,6 @@ def open_shard(
         return FolderReader(text, storage_options)
     if is_parquet_shard(text):
         return ParquetReader(text, storage_options)
+    if is_each(text):
+        return ImagesReader(without_each(text), use_index_files, storage_options, first)
     return ShardReader(text, use_index_files, storage_options, first)

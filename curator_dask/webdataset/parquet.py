@@ -20,17 +20,20 @@ import pyarrow.parquet as pq
 from curator_dask.errors import DatasetError, ShardError
 from curator_dask.storage import Options, RemoteFile, check_regular, is_remote, local_path
 from curator_dask.webdataset.layouts import portable_key
+from curator_dask.webdataset.several_names import EACH, without_each
 
 #: Of such files, in any case.
 SUFFIX = ".parquet"
 #: Name of the column that keys get which are made of the rows' numbers.
 KEY = "key"
 _URL = re.compile(
-    r"(?P<path>.+\.(?i:parquet))(?:#(?:image=(?P<image>[^&/]*))?&?(?:key=(?P<key>[^&/]*))?)?", re.DOTALL
+    r"(?P<path>.+\.(?i:parquet))(?:#(?:image=(?P<image>[^&/]*))?&?(?:key=(?P<key>[^&/]*))?&?(?P<each>each)?)?",
+    re.DOTALL,
 )
 _NUMBER = re.compile(r"(?P<stem>.*)_(?P<row>[0-9]{7,15})", re.DOTALL)
 _DIGITS = 7  # of a row's number in its key
 _BUFFER = 1 << 16  # bytes read of a store where less was asked for: what pyarrow takes for a footer
+_NO_IMAGES = ("Audio", "Video")
 _ASK = "image_column (--image-column)"
 #: What a file says that this package has written (`curator_dask.frames.record`), and the column of the rows' shards.
 _OWN, _SHARDS = b"curator_dask", "__url__"
@@ -47,17 +50,21 @@ class ParquetShard(NamedTuple):
         Column of the images; None: the one that `image_column` finds.
     key
         Column of the keys; None: keys are made of the rows' numbers.
+    each
+        A row has a list of images, of which each is a sample of its own.
     """
 
     path: str
     image: str | None = None
     key: str | None = None
+    each: bool = False
 
     @property
     def url(self) -> str:
         """Stands for it as the path of a tar does for that."""
         named = (("image", self.image), ("key", self.key))
         said = [f"{name}={quote(value, '')}" for name, value in named if value is not None]
+        said += [EACH] if self.each else []
         return f"{self.path}#{'&'.join(said)}" if said else self.path
 
     @classmethod
@@ -66,7 +73,7 @@ class ParquetShard(NamedTuple):
         found = _URL.fullmatch(url)
         assert found is not None, url
         image, key = (None if each is None else unquote(each) for each in found.group("image", "key"))
-        return cls(found["path"], image, key)
+        return cls(found["path"], image, key, found["each"] is not None)
 
 
 def is_parquet_shard(url: str) -> bool:
@@ -76,7 +83,7 @@ def is_parquet_shard(url: str) -> bool:
 
 def file_of(url: str) -> str:
     """The file of a shard that is one file: a tar, or a Parquet file."""
-    return ParquetShard.of(url).path if is_parquet_shard(url) else url
+    return ParquetShard.of(url).path if is_parquet_shard(url) else without_each(url)
 
 
 def is_numbered(url: str) -> bool:
@@ -138,7 +145,7 @@ def has_rows_of_shards(schema: pa.Schema) -> bool:
     return own or shards
 
 
-def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
+def image_column(schema: pa.Schema, wanted: str | None = None, several: bool = False) -> str:
     """The column of a table that has its images.
 
     It is the one that Hugging Face's description of the columns calls an image; else the one struct with ``bytes`` in
@@ -150,6 +157,8 @@ def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
         Of the table.
     wanted
         Its name, where it was given.
+    several
+        It may have a list of images a row (`has_several` then says whether it has).
 
     Raises
     ------
@@ -162,9 +171,12 @@ def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
     if wanted is not None:
         if wanted not in kinds:
             raise NoImagesError(f"{_ASK}: there is no column {wanted!r}; the columns are {list(kinds)}")
-        return _one_image(wanted, schema, kinds[wanted])
+        return _one_image(wanted, schema, kinds[wanted], several)
     features = _features(schema)
-    others = {name for name, said in features.items() if said in ("Audio", "Video")}
+    others = {name for name, said in features.items() if said in _NO_IMAGES}
+    for name, said in _described(schema).items():  # of lists
+        inner = said.get("feature")
+        others |= {name} if isinstance(inner, Mapping) and inner.get("_type") in _NO_IMAGES else set()
     images = [name for name, said in features.items() if said == "Image" and kinds.get(name)]
     for kind in ("struct", "bytes", "several"):
         images = images or [name for name, each in kinds.items() if each == kind and name not in others]
@@ -178,14 +190,21 @@ def image_column(schema: pa.Schema, wanted: str | None = None) -> str:
         raise NoImagesError(f"no column holds bytes that may be images; the columns are {list(kinds)}{fetch}")
     if len(images) > 1:
         raise DatasetError(f"several columns may hold the images, {images}: say which by {_ASK}")
-    return _one_image(images[0], schema, kinds[images[0]])
+    return _one_image(images[0], schema, kinds[images[0]], several)
 
 
-def _one_image(name: str, schema: pa.Schema, found: str) -> str:
+def has_several(schema: pa.Schema, column: str) -> bool:
+    """Whether a column has a list of images a row."""
+    return _kind(schema.field(column).type) == "several"
+
+
+def _one_image(name: str, schema: pa.Schema, found: str, several: bool) -> str:
     if len(schema.get_all_field_indices(name)) > 1:
         raise DatasetError(f"several columns are called {name!r}: give each a name of its own")
     kind = schema.field(name).type
-    if found == "several":
+    if several and found == "several" and _kind(kind.value_type) == "several":
+        raise DatasetError(f"the column {name!r} has lists of lists of images ({kind}): flatten them")
+    if found == "several" and not several:
         raise DatasetError(
             f"the column {name!r} has several images a row ({kind}), and a row is one image: write a row an image,"
             f" or name another column by {_ASK}"
@@ -216,7 +235,7 @@ def columns_of_rows(schema: pa.Schema, url: str) -> pa.Schema:
         return schema
     shard = ParquetShard.of(url)
     try:
-        column = image_column(schema, shard.image)
+        column = image_column(schema, shard.image, shard.each)
     except DatasetError as error:
         raise ShardError(f"{shard.path}: {error}") from error
     files = {each.name for each in schema if _has_files(each.type)}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curator_dask.errors import CuratorError, DatasetError, ImageError, ShardError
@@ -27,6 +28,7 @@ from curator_dask.webdataset.parquet import (
     tar_key,
 )
 from curator_dask.webdataset.samples import Sample
+from curator_dask.webdataset.several_rows import ListIndex, Lists, leaves_of, lists_of
 from curator_dask.webdataset.stamps import stamp
 
 _BATCH_BYTES, _BATCH_ROWS = 1 << 23, 256  # images that are read together, about; and at most
@@ -138,6 +140,8 @@ class _Batch(NamedTuple):
     @classmethod
     def of(cls, first: int, column: pa.Array) -> _Batch:
         column = _plain(column)
+        if _is_list(column.type):
+            column = _plain(column.flatten())
         if not pa.types.is_struct(column.type):
             return cls(first, column)
         fields = dict(zip((each.name for each in column.type), column.flatten(), strict=True))
@@ -170,7 +174,7 @@ class ParquetReader:
         self._state = stamp(url, options)
         try:
             self._file = open_file(self._shard.path, options, _STREAM[remote])
-            self._column = image_column(self._file.schema_arrow, self._shard.image)
+            self._column = image_column(self._file.schema_arrow, self._shard.image, self._shard.each)
         except DatasetError as error:
             raise ShardError(f"{self._shard.path}: {error}") from error
         except Exception as error:  # of Arrow, of the file system, of a store
@@ -182,14 +186,27 @@ class ParquetReader:
         self._fields = [f"{self._column}.{name}" for name in fields] or [self._column]  # what is read
         groups = [self._file.metadata.row_group(number) for number in range(self._file.num_row_groups)]
         self._starts = np.cumsum([0, *(group.num_rows for group in groups)])
+        self._rows, self._lists = int(self._starts[-1]), None
+        if self._shard.each:
+            self._lists = self._read_lists()
+            self._fields = leaves_of(self._file, self._column, "bytes", "path") or [self._column]
+            self._starts = self._lists.firsts[self._starts]
         self._batch = _Batch(0, pa.nulls(0))
         self._coming: Iterator[_Batch] = iter(())
         self._next: Future[_Batch | None] | None = None
         self._pool = ThreadPoolExecutor(1, "curator-parquet")
 
+    def _read_lists(self) -> Lists:
+        try:
+            return lists_of(self._file, self._shard.path, self._column, self._state)
+        except ShardError:
+            raise
+        except Exception as error:  # of Arrow, of a store
+            raise self._unreadable(error) from error
+
     @functools.cached_property
-    def index(self) -> RowIndex:
-        """The rows, and of them the keys where the file has some."""
+    def index(self) -> RowIndex | ListIndex:
+        """The rows, or the images of their lists, and of them the keys where the file has some."""
         ids, key = None, self._shard.key
         if key is not None:
             try:
@@ -198,7 +215,8 @@ class ParquetReader:
                 ids = values.to_pylist()
             except Exception as error:  # of Arrow, of a store
                 raise self._unreadable(error) from error
-        return RowIndex(self._shard, int(self._starts[-1]), self._column, ids)
+        rows = RowIndex(self._shard, self._rows, self._column, ids)
+        return rows if self._lists is None else ListIndex(rows, self._lists, self._shard, self._column)
 
     @property
     def column(self) -> str:
@@ -216,8 +234,8 @@ class ParquetReader:
     def nulls(self) -> int | None:
         """How many rows have no image, if the file's footer says it; asked for when some were read."""
         said = [part.statistics for part in self._parts({self._column, f"{self._column}.bytes"})]
-        if not all(each is not None and each.has_null_count for each in said):
-            return None
+        if self._lists is not None or not all(each is not None and each.has_null_count for each in said):
+            return None  # of lists those that are empty are among them
         return int(sum(each.null_count for each in said))
 
     def bytes_of(self, columns: Sequence[str]) -> int:
@@ -245,7 +263,7 @@ class ParquetReader:
         places = [place for place in range(len(schema.names)) if schema.column(place).path in paths]
         return [footer.row_group(each).column(at) for each in range(footer.num_row_groups) for at in places]
 
-    def rescan(self) -> RowIndex:
+    def rescan(self) -> RowIndex | ListIndex:
         """The rows: they were looked at when the reader was made."""
         return self.index
 
@@ -320,7 +338,7 @@ class ParquetReader:
                     raise ShardError(
                         f"{self._shard.path}: row group {group} has fewer rows than the file says"
                     )
-                first, at = at, at + len(column)
+                first, at = at, at + (len(column) if self._lists is None else _images_in(column))
                 if row < at:
                     yield _Batch.of(first, column)
 
@@ -361,6 +379,14 @@ class ParquetReader:
 
     def __exit__(self, *_: Any) -> None:
         self.close()
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _images_in(lists: pa.Array) -> int:
+    return int(pc.sum(pc.list_value_length(_plain(lists))).as_py() or 0)
 
 
 def _plain(images: pa.Array) -> pa.Array:

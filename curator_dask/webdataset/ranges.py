@@ -14,7 +14,7 @@ from curator_dask.errors import ShardError
 from curator_dask.patience import BLOCK_BYTES, TRIES
 from curator_dask.storage import Options, RemoteFile, is_remote, local_path
 from curator_dask.threads import in_threads
-from curator_dask.webdataset.parquet import is_parquet_shard
+from curator_dask.webdataset.parquet import file_of, is_parquet_shard
 from curator_dask.webdataset.row_images import RowImages
 from curator_dask.webdataset.stamps import FileStamp, stamp
 
@@ -172,7 +172,7 @@ class Reading:
         while len(self._files) >= _OPEN:
             os.close(self._files.popitem(last=False)[1])
         try:
-            self._files[url] = os.open(local_path(url), os.O_RDONLY | os.O_CLOEXEC)
+            self._files[url] = os.open(local_path(file_of(url)), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise ShardError(f"{url}: the shard cannot be opened: {error}") from error
         return self._files[url]
@@ -205,7 +205,7 @@ class Reading:
     def _fetch(self, block: Extent) -> bytes:
         try:
             if block.url not in self._remote:
-                self._remote[block.url] = RemoteFile(block.url, self._options)
+                self._remote[block.url] = RemoteFile(file_of(block.url), self._options)
             data = self._remote[block.url].block(block.offset, block.offset + block.size)
         except Exception as error:  # a store's own, of many types
             raise ShardError(

@@ -29,6 +29,11 @@ class Sample(NamedTuple):
     key: str
     members: tuple[Member, ...]
 
+    @property
+    def stem(self) -> str:
+        """What the names of its members begin with."""
+        return self.key
+
     def component(self, *suffixes: str) -> Member | None:
         """The member whose name is the key, a dot and one of the suffixes (``"txt"``, ``"1.jpg"``).
 
