@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import tarfile
 
 import fsspec
@@ -26,6 +27,7 @@ from curator_dask.info import describe_output
 from curator_dask.outputs.export_options import ExportOptions
 from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
+from curator_dask.removing import remove_samples
 from curator_dask.rows.thumbnails import read_thumbnails
 from curator_dask.webdataset.index import ShardIndex
 from curator_dask.webdataset.several_names import is_each, split_key
@@ -323,6 +325,35 @@ def test_whole_samples_by_their_images(embedded, tars, parquet, tmp_path, how):
     assert found.schema.equals(whole.schema)
     mine = [row for row in whole.to_pylist() if row["id"] in kept]
     assert found.to_pylist() == mine
+
+
+@pytest.mark.parametrize("kind", ["tars", "parquet"])
+def test_who_takes_an_image_down_takes_down_its_whole_sample(embedded, tmp_path, kind):
+    gone, id_col = "s004_7", "id" if kind == "parquet" else "key"
+    how = ExportOptions(samples="any", format="parquet" if kind == "parquet" else "webdataset")
+    shutil.copytree(embedded / kind, tmp_path / "rows")
+    export_output(tmp_path / "rows", tmp_path / "whole", how, id_col=id_col)
+    (tmp_path / "list.txt").write_text(f"{gone}\n")
+    folders = [tmp_path / "rows", tmp_path / "whole"]
+    if kind == "parquet":
+        with pytest.raises(OutputError, match="export anew"):
+            remove_samples(folders, tmp_path / "list.txt", on=id_col)
+        del folders[1]
+    summary = remove_samples(folders, tmp_path / "list.txt", on=id_col)
+    assert [place.samples for place in summary.places] == [1] * len(folders)
+
+    def samples_in(folder):
+        if kind == "tars":
+            return {name.partition(".")[0] for name in members(folder)}
+        found = (pq.read_table(path, columns=["id"]) for path in (folder / "data").glob("*.parquet"))
+        return {key for table in found for key in table["id"].to_pylist()}
+
+    wanted = {sample for sample, count in counts().items() if count} - {"s004"}
+    if kind == "tars":
+        assert samples_in(tmp_path / "whole") == wanted
+    # Nor does one of the images that are left bring it back, wherever it is written to.
+    summary = export_output(tmp_path / "rows", tmp_path / "new", how, id_col=id_col)
+    assert samples_in(tmp_path / "new") == wanted and summary.kept + summary.filtered == summary.rows
 
 
 def test_parts_of_an_export_and_of_filtered_rows(embedded, tmp_path):

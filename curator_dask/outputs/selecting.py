@@ -30,6 +30,7 @@ from curator_dask.outputs.editing import kind_of_lost
 from curator_dask.outputs.export_options import check_boolean
 from curator_dask.outputs.found_samples import FoundSamples
 from curator_dask.outputs.removed import stays
+from curator_dask.outputs.taken_down import taken_down
 from curator_dask.outputs.unchanged import check_unchanged
 from curator_dask.outputs.weighing import Weighing
 from curator_dask.outputs.whole_samples import NEEDED, WholeSamples
@@ -257,7 +258,11 @@ class SelectSamples:
         outdated = int((~passes[taken]).sum())
         left_out = {row: why for row, why in asked.left_out.items() if passes[row]}
         passes[known] = False
-        whole = None if self.samples is None else WholeSamples(table, passes, *self.samples)
+        whole = (
+            None
+            if self.samples is None
+            else WholeSamples(table, passes, *self.samples, taken_down(*self.source))
+        )
         rows = np.flatnonzero(passes) if whole is None else whole.rows
         chosen = table.take(pa.array(rows))
         if footer.record is not None and len(known) and len(rows):  # of what is in tars already none is read

@@ -61,10 +61,14 @@ class Marks:
         How many there are.
     texts
         By kind, ``large_string`` (rows,), null where a row has none; of a kind there may be several.
+    images
+        Of whole samples the same of kind `SAMPLE`, of each of their images: who takes one of these down takes down the
+        sample, and not the other way.
     """
 
     rows: int
     texts: Mapping[str, Sequence[pa.Array]]
+    images: tuple[pa.Array, ...] = ()
 
     @classmethod
     def of(
@@ -105,7 +109,24 @@ class Marks:
 
     def also(self, kind: str, texts: pa.Array) -> Marks:
         """With further texts of a kind."""
-        return Marks(self.rows, {**self.texts, kind: [*self.texts.get(kind, ()), texts]})
+        return replace(self, texts={**self.texts, kind: [*self.texts.get(kind, ()), texts]})
+
+    def also_images(self, keys: pa.Array, urls: pa.Array, counts: np.ndarray) -> Marks:
+        """With those of the images of whole samples.
+
+        Parameters
+        ----------
+        keys, urls
+            Of the samples, and the shards, as their images' rows have them.
+        counts
+            int64 (rows,): how many images each has, at most.
+        """
+        found = []
+        for number in range(int(counts.max(initial=0))):
+            images = pc.if_else(pa.array(counts > number), keys, pa.scalar(None, TEXT))
+            images = pc.binary_join_element_wise(images, pa.scalar(f"_{number}", TEXT), pa.scalar("", TEXT))
+            found.append(with_shards(images, urls))
+        return replace(self, images=(*self.images, *found))
 
     def take(self, which: np.ndarray) -> dict[str, list[str]]:
         """By kind, the texts that some rows have."""
@@ -160,7 +181,8 @@ class TakenDown:
             if kind in self.digests and kind != SAMPLE:
                 for each in arrays:
                     found |= np.asarray(pc.is_in(each, value_set=self.digests[kind], skip_nulls=True))
-        for each in known.get(SAMPLE, ()):
+        images = marks.images if SAMPLE in self.digests else ()
+        for each in (*known.get(SAMPLE, ()), *(digests_of(self.salt, SAMPLE, each) for each in images)):
             places = pc.index_in(each, value_set=self.digests[SAMPLE], skip_nulls=True)
             same = np.asarray(pc.is_valid(places))
             for ours in known.get(URL, ()):

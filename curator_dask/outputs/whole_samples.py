@@ -12,6 +12,8 @@ import pyarrow as pa
 from curator_dask.errors import ConfigError, OutputError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import URL_COLUMN
+from curator_dask.outputs.taken_down import Marks, TakenDown
+from curator_dask.rows.lookup import TEXT
 from curator_dask.webdataset.parquet import file_of, is_parquet_shard
 from curator_dask.webdataset.several_names import COUNT, NUMBER, SAMPLE
 
@@ -22,7 +24,7 @@ NEEDED = (SAMPLE, NUMBER, COUNT)
 #: What an export can be asked that changes a sample, or is of an image.
 _OF_IMAGES = (
     *("blur", "bucket_size", "latents", "max_side", "min_side", "strip_metadata", "image_member"),
-    *("caption", "columns", "npy", "next_best", "append", "split_groups"),
+    *("text_states", "caption", "columns", "npy", "next_best", "append", "split_groups"),
 )
 #: And what a Parquet file of whole rows has no place for besides.
 _OF_TARS = ("keys", "layout", "old_id_col", "by", "shuffle", "shard_bytes")
@@ -68,6 +70,8 @@ class WholeSamples:
         One of `HOW`.
     is_tables
         They go to Parquet files.
+    gone
+        What was taken down of the rows: a sample with such an image does not stay.
 
     Attributes
     ----------
@@ -77,7 +81,9 @@ class WholeSamples:
         int64: of each sample that stays the row that stands for it, that of its first image that passes.
     """
 
-    def __init__(self, table: pa.Table, passes: np.ndarray, how: str, is_tables: bool) -> None:
+    def __init__(
+        self, table: pa.Table, passes: np.ndarray, how: str, is_tables: bool, gone: TakenDown | None = None
+    ) -> None:
         keys, urls = table.column(SAMPLE).to_pylist(), table.column(URL_COLUMN).to_pylist()
         pairs = [*zip(urls, keys, strict=True)]
         places = {pair: place for place, pair in enumerate(dict.fromkeys(pairs))}
@@ -97,6 +103,11 @@ class WholeSamples:
                 np.unique(np.stack([of[good], numbers[good]]), axis=1)[0], minlength=self.count
             )
             standing = standing[passing[of[standing]] == counts[standing]]
+        if gone is not None:
+            some = table.take(pa.array(standing))
+            names = (to_array(some.column(name)).cast(TEXT) for name in (SAMPLE, URL_COLUMN))
+            marks = Marks(len(standing), {}).also_images(*names, counts[standing])
+            standing = standing[~gone.mask(marks)]
         self.rows = np.sort(standing)
         self.shards = sorted({url for url in urls if url is not None})
         check_kind(self.shards, is_tables)

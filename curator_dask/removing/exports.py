@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from curator_dask.errors import OutputError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.committing import Commits
 from curator_dask.frames.faults import faults_told
@@ -112,6 +113,15 @@ class ExportedPlace:
         own = pa.array([self.folder.file(f"{name}{self._suffix(name)}")] * len(keys), TEXT)
         marks = Marks.of(table, None, kinds).also(SAMPLE, with_shards(before, urls))
         marks = marks.also(SAMPLE, with_shards(keys, own))
+        if (self._place.told.get("settings") or {}).get("samples"):  # whole ones, of several images
+            if self._suffix(name) == ".parquet":
+                raise OutputError(
+                    f"{self.folder.path}: has whole rows of others' Parquet files (--samples), out of which no row is"
+                    " taken: remove from the rows that it was made of, without naming it, and export anew"
+                    " (--overwrite): a sample of which an image is taken down is left out then"
+                )
+            members = pc.list_value_length(where.column("members")).fill_null(0)
+            marks = marks.also_images(before, urls, np.asarray(to_array(members), np.int64))
         columns = {each: table.column(each) for each in table.column_names if each}
         columns |= {KEY: keys, SOURCE_KEY: before, URL_COLUMN: urls}
         same = bool(pc.all(pc.equal(keys, before)).as_py() in (True, None))

@@ -128,10 +128,11 @@ class Looking:
             if self._rows <= _HELD:
                 self._held[at] = Look(marks, pa.table({}), look.id_col, look.is_there, look.asks_keys)
         asked = self._masks.get(at, np.zeros(marks.rows, bool))
-        ours = asked | _any_in(marks.texts.get(SAMPLE, ()), direct, marks.rows)
+        samples = (*marks.texts.get(SAMPLE, ()), *marks.images)
+        ours = asked | _any_in(samples, direct, marks.rows)
         same = np.zeros(marks.rows, bool)
         for kind, values in sets.items():
-            same |= _any_in(marks.texts.get(kind, ()), values, marks.rows)
+            same |= _any_in(samples if kind == SAMPLE else marks.texts.get(kind, ()), values, marks.rows)
         record = self.records[number]
         noted = np.zeros(marks.rows, bool) if record is None else record.mask(marks)
         every = ours | same | noted
