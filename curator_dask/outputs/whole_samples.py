@@ -105,8 +105,8 @@ class WholeSamples:
             standing = standing[passing[of[standing]] == counts[standing]]
         if gone is not None:
             some = table.take(pa.array(standing))
-            names = (to_array(some.column(name)).cast(TEXT) for name in (SAMPLE, URL_COLUMN))
-            marks = Marks(len(standing), {}).also_images(*names, counts[standing])
+            names, of_shards = (to_array(some.column(name)).cast(TEXT) for name in (SAMPLE, URL_COLUMN))
+            marks = Marks(len(standing), {}).also_images(names, of_shards, counts[standing])
             standing = standing[~gone.mask(marks)]
         self.rows = np.sort(standing)
         self.shards = sorted({url for url in urls if url is not None})
