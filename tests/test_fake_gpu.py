@@ -13,6 +13,7 @@ import timm
 import torch
 from captioners import write_captioner
 from detectors import ASKED, write_detector
+from encoders import write_encoder
 from fake_gpu import GPU, FakeGpu, ended_by_length, fake_gpu, on_the_host
 from questioners import write_questioner
 from texts import make_pair
@@ -29,7 +30,7 @@ from curator_dask.dedup import nearest, products
 from curator_dask.image.classifiers.clusters import CentroidDistance, NearestCentroid
 from curator_dask.image.classifiers.reference import Nearest, SquareNorm
 from curator_dask.image.embedders.covering import CoveredImages
-from curator_dask.models import clip_text, detecting, encoders, texts, towers, writers
+from curator_dask.models import clip_text, detecting, encoders, text_states, texts, towers, writers
 from curator_dask.models.asker import Asker
 from curator_dask.models.asking import QuestionSpec
 from curator_dask.models.caption_inputs import Inputs
@@ -45,6 +46,7 @@ from curator_dask.models.encoders import Encoder
 from curator_dask.models.heads import Head
 from curator_dask.models.question_inputs import QuestionInputs
 from curator_dask.models.questions import Question
+from curator_dask.models.text_states import TextStatesSpec
 from curator_dask.report.similar import most_similar
 from curator_dask.text.contrast import Batch as Contrast
 from curator_dask.text.contrasting import normalisation
@@ -256,6 +258,20 @@ def writing_gpu(monkeypatch):
     monkeypatch.setattr(Captioner, "_decode", lambda model, tokens: "of zeros")
     ended_by_length(monkeypatch)
     return lambda: fake_gpu(monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore:CUDA is not available")
+@pytest.mark.parametrize("kind", ["t5", "clip"])  # a Gemma asks the driver about its masks
+def test_states_of_captions(monkeypatch, tmp_path, kind, request):
+    folder = str(write_encoder(tmp_path, kind))
+    monkeypatch.setattr(text_states, "load_model", on_the_host(text_states.load_model))
+    request.getfixturevalue("gpu")
+    for padded in (False, True):
+        spec = TextStatesSpec(folder, max_length=12, padded=padded, layer=-2, pooled=kind == "clip")
+        encoder = spec.build()
+        assert {each.device for each in encoder._model.parameters()} == {GPU}
+        found = encoder(["a cat", "", "b " * 50], 2)
+        assert [len(each.tokens) == 12 for each in found] == [padded, padded, True]
 
 
 SEVERAL = [np.zeros((40, 50, 3), np.uint8)] * 3

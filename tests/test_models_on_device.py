@@ -15,6 +15,7 @@ import pytest
 import torch
 from captioners import write_captioner
 from detectors import ASKED, write_detector
+from encoders import write_encoder
 from PIL import Image
 from questioners import write_questioner
 from test_classification import write_model
@@ -39,6 +40,7 @@ from curator_dask.models.captioning import CaptionSpec
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.detecting import DetectionSpec
 from curator_dask.models.questions import Question
+from curator_dask.models.text_states import TextStatesSpec
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.retrieval import retrieve
 from curator_dask.tables import TableColumns
@@ -87,6 +89,17 @@ def test_captions(device, tmp_path, kind):
 
     found, expected = on(device, write), on("cpu", write)
     assert found == expected and len({each.text for each in found}) > 1
+
+
+@pytest.mark.parametrize("kind", ["t5", "clip", "gemma"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_states_of_captions(device, tmp_path, kind, padded):
+    spec = TextStatesSpec(str(write_encoder(tmp_path, kind)), max_length=12, padded=padded, stored="float32")
+    texts = captions(9, 30)
+    found, expected = (on(each, lambda: spec.build()(texts, 4)) for each in (device, "cpu"))
+    for one, other in zip(found, expected, strict=True):
+        assert one.was_cut == other.was_cut
+        np.testing.assert_allclose(one.tokens, other.tokens, atol=5e-3)
 
 
 @pytest.mark.parametrize("kind", ["detr", "rt-detr", "yolos", "owlv2", "grounding-dino"])
