@@ -286,6 +286,12 @@ def response(url, body, content_type="text/html", encoding=None):
     return record("response", url, head.encode() + body, "application/http; msgtype=response")
 
 
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"%s\r\n<img alt='in chunks' src='%s'>      \r\n0\r\n\r\n"
+)
+
+
 class Images(HTMLParser):
     def __init__(self, text):
         super().__init__()
@@ -316,19 +322,23 @@ def test_pages_of_a_warc(tmp_path, charset, said, encoding):
         response(url, body, f"text/html{said}", encoding),
         record("metadata", url, b"fetchTimeMs: 9\r\n" + detected, "application/warc-fields"),
         response("http://a.test/x.jpg", b"\xff\xd8\xff", "image/jpeg"),
+        record("response", url, b"no HTTP at all", "application/http; msgtype=response"),
+        record("response", url, CHUNKED % (b"28", b"/c.jpg"), "application/http; msgtype=response"),
+        record("response", url, CHUNKED % (b"zz", b"/none.jpg"), "application/http; msgtype=response"),
         response("http://a.test/2", b"<p><img src=x.jpg alt='no language'>"),
     ]
     save(tmp_path / "crawl" / "0.warc.gz", records)
     summary = told(extract_links(tmp_path / "crawl", tmp_path / "out"))
     found = {row["url"]: (row["caption"], row["page_language"]) for row in rows_of(tmp_path / "out")}
     assert found.pop("http://a.test/x.jpg") == ("no language", None)
+    assert found.pop("http://a.test/c.jpg") == ("in chunks", None)
     wanted = {}
     for each in Images(PAGE).found:  # Python's own parser
         address = each.get("data-src") or each.get("src") or each["srcset"].split(", ")[-1].split()[0]
         if caption := " ".join((each.get("alt") or "").split()):
             wanted[urljoin("http://a.test/base/", address)] = (caption, "fr")
     assert found == wanted and len(wanted) == 5
-    assert summary.pages == 2 and summary.passed_over == 0
+    assert summary.pages == 3 and summary.passed_over == 1 and summary.complete
 
 
 # Files that are not as they should be
@@ -462,6 +472,10 @@ def test_refusals(tmp_path):
     extract_links(tmp_path / "crawl", tmp_path / "out")
     with pytest.raises(OutputError, match="other settings"):
         extract_links(tmp_path / "crawl", tmp_path / "out", min_words=2)
+    crawl_of(tmp_path / "other", 2, 2)
+    for place in ("other", "other/00001.warc.wat.gz"):  # somebody's table is not replaced by another crawl's
+        with pytest.raises(OutputError, match="has the links of 1 other files"):
+            extract_links(tmp_path / place, tmp_path / "out")
     assert extract_links(tmp_path / "crawl", tmp_path / "out", min_words=4, overwrite=True).rows == 3
     with pytest.raises(DatasetError):
         extract_links(tmp_path / "out", tmp_path / "more")

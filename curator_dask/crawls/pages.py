@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urljoin
 
 import webencodings
-from fastwarc.warc import ArchiveIterator
+from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 from msgspec import DecodeError, Struct, convert, field
 from msgspec.json import Decoder
 from selectolax.lexbor import LexborHTMLParser, LexborNode
@@ -136,7 +136,11 @@ class Pages:
             self.passed_over += 1
             return None, None
         if kind == "response":
-            return self._of_html(record), None
+            try:
+                return self._of_html(record), None
+            except OSError:  # no HTTP, or chunks that are none: the next record begins where this one says
+                self.passed_over += 1
+                return None, None
         body = record.reader.read()
         self._check(record, body)
         if (record.headers.get("Content-Type") or "").startswith("application/json"):
@@ -177,12 +181,20 @@ class Pages:
     def _of_html(self, record: Any) -> Page | None:
         if not (record.headers.get("Content-Type") or "").startswith("application/http"):
             return None
-        record.parse_http(auto_decode="all")
-        headers = {name.lower(): value for name, value in (record.http_headers or ())}
+        whole = record.reader.read()
+        self._check(record, whole)
+        answer = (
+            WarcRecord()
+        )  # of its own: where FastWARC fails at chunks that are none, it cannot go on behind them
+        answer.init_headers(record_type=WarcRecordType.response)
+        answer.set_bytes_content(whole)
+        answer.is_http = True
+        answer.parse_http(auto_decode="all")
+        headers = {name.lower(): value for name, value in (answer.http_headers or ())}
         content_type = headers.get("content-type", "")
         if content_type and not content_type.lower().startswith(_HTML):
             return None
-        body = record.reader.read(MOST_BYTES)
+        body = answer.reader.read(MOST_BYTES)
         tree = LexborHTMLParser(_decoded(body, content_type))
         url = record.headers.get("WARC-Target-URI") or ""
         root, base = tree.root, tree.css_first("base[href]")

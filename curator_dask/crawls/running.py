@@ -115,14 +115,14 @@ def extract_links(
     summary = LinksSummary(target.folder, len(paths))
     with opened(target.folder, target.options) as lock, when_needed(workers) as client, between.opened():
         table = _Table(target, settings)
-        table.look()
+        table.look(paths)
         files = _looked_at(paths, storage_options, summary)
         read = ReadCrawlFile(rules, storage_options, between.named(FOUND))
         if not table.is_of(read, files, summary):
             reports = _read(read, files, summary, client, lock.check_held)
             summary.count({file.path: report for file, report in reports.items()})
             if reports:
-                table.write(read, reports, rows_per_file, summary, client, lock.check_held)
+                table.write(read, reports, paths, rows_per_file, summary, client, lock.check_held)
         if summary.complete and not keep_work:
             between.remove(FOUND)
     summary.seconds = time.monotonic() - started
@@ -196,8 +196,8 @@ class _Table:
     settings: str
     footers: dict[str, Footer] = field(default_factory=dict)
 
-    def look(self) -> None:
-        """Read what is there.
+    def look(self, paths: Sequence[str]) -> None:
+        """Read what is there; `paths` are the files of the crawl, which may be more than before.
 
         Raises
         ------
@@ -211,9 +211,18 @@ class _Table:
         mine = f"{LINKS} {self.settings}"
         for name, footer in self.footers.items():
             made = {} if footer.record is None else footer.record.read_by
-            if made.get("url") == mine or self.target.overwrite:
+            if self.target.overwrite:
                 continue
             why = footer.fault or "has no links, or was made of them by other settings"
+            if made.get("url") == mine:
+                report = (footer.record and footer.record.report) or {}
+                before = report.get("crawl", {}).get("files", 0)
+                if before <= len(paths) and report["crawl"]["paths"] == _told(paths[:before]):
+                    continue
+                why = (
+                    f"has the links of {before:,} other files, or of these in another order: a list may grow at its end"
+                    " alone"
+                )
             raise OutputError(
                 f"{join(folder, name)}: is there, and {why}. Write to another path, or use overwrite=True"
                 " (--overwrite)"
@@ -244,6 +253,7 @@ class _Table:
         self,
         read: ReadCrawlFile,
         reports: Mapping[CrawlFile, Mapping[str, Any]],
+        paths: Sequence[str],
         rows_per_file: int,
         summary: LinksSummary,
         client: Callable[[], Any],
@@ -258,6 +268,7 @@ class _Table:
         for report in reports.values():
             counts.update(report["counts"])
         crawl = {"digest": digest, "of": count, "counts": dict(counts), "damaged": summary.damaged}
+        crawl |= {"files": len(paths), "paths": _told(paths)}
         names = tuple(read.name(file) for file in files)
         write = WriteRange(read.phase, names, self.settings, self.target, crawl)
         ranges = self._ranges(digest, count)
@@ -296,3 +307,8 @@ class _Table:
 def _digest(read: ReadCrawlFile, files: Sequence[CrawlFile]) -> str:
     """Of all files of a crawl, in their order, as they are now."""
     return fingerprint({"files": [read.name(file) for file in files]})
+
+
+def _told(paths: Sequence[str]) -> str:
+    """Of the names of the files of a crawl, whatever is in them."""
+    return fingerprint({"paths": [*paths]})
