@@ -183,9 +183,10 @@ class Pages:
             return None
         whole = record.reader.read()
         self._check(record, whole)
-        answer = (
-            WarcRecord()
-        )  # of its own: where FastWARC fails at chunks that are none, it cannot go on behind them
+        if not whole.startswith(b"HTTP/"):
+            raise OSError("no HTTP")
+        # A record of its own: where FastWARC fails at chunks that are none, it does not go on behind them.
+        answer = WarcRecord()
         answer.init_headers(record_type=WarcRecordType.response)
         answer.set_bytes_content(whole)
         answer.is_http = True
