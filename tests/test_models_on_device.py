@@ -39,6 +39,7 @@ from curator_dask.models.asking import QuestionSpec
 from curator_dask.models.captioning import CaptionSpec
 from curator_dask.models.clip_text import ClipTextSpec
 from curator_dask.models.detecting import DetectionSpec
+from curator_dask.models.latents import LatentSpec
 from curator_dask.models.questions import Question
 from curator_dask.models.text_states import TextStatesSpec
 from curator_dask.outputs.filtering import filter_output
@@ -100,6 +101,20 @@ def test_states_of_captions(device, tmp_path, kind, padded):
     for one, other in zip(found, expected, strict=True):
         assert one.was_cut == other.was_cut
         np.testing.assert_allclose(one.tokens, other.tokens, atol=5e-3)
+
+
+@pytest.mark.parametrize("form", ["mean", "moments", "sample"])
+def test_latents(device, tmp_path, form):
+    pytest.importorskip("diffusers")  # which the GPU machine may lack
+    from vaes import write_vae
+
+    spec = LatentSpec(str(write_vae(tmp_path / "vae")), form=form, scaled=True, stored="float32")
+    images = [np.array(each) for each in pictures(5, (48, 32))]
+    keys = [str(number) for number in range(len(images))]
+    found, expected = (on(each, lambda: spec.build()(images, keys)) for each in (device, "cpu"))
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == (8 if form == "moments" else 4, 4, 6)
+        np.testing.assert_allclose(one, other, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["detr", "rt-detr", "yolos", "owlv2", "grounding-dino"])
