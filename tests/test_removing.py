@@ -35,6 +35,7 @@ from curator_dask.outputs.exporting import export_output
 from curator_dask.outputs.filtering import filter_output
 from curator_dask.outputs.taken_down import taken_down
 from curator_dask.removing import remove_samples
+from curator_dask.removing.looking import Looking
 from curator_dask.webdataset.index import ShardIndex
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
@@ -591,3 +592,60 @@ def test_killed_at_any_moment_and_done_by_the_next_call(made, whole, step):
             info = describe_output(copy / name)
             assert (info.taken_down, info.differences) == (3, [])
         assert not [*copy.rglob("*.tmp")] and not [*copy.rglob("pending.json")]
+
+
+def test_space_around_values_of_the_list_or_of_rows_hides_no_sample(tmp_path):
+    (tmp_path / "data").mkdir()
+    urls = [url_of(key) if number % 2 else f" {url_of(key)}\t" for number, key in enumerate(keys_of(0))]
+    keys = keys_of(0)
+    write_shard(tmp_path / "data", 0, keys[:4], urls[:4])
+    embed(str(tmp_path / "data"), str(tmp_path / "out"))
+    gone = {keys[0], keys[1], keys[6], keys[7]}  # the last two are not there yet
+    table = tmp_path / "gone.csv"
+    lines = [
+        f'"{url_of(keys[0])}"',
+        f'" {url_of(keys[1])} "',
+        f'"{url_of(keys[6])}  "',
+        f'"{url_of(keys[7])} "',
+    ]
+    table.write_text("\n".join(["url", *lines, '"  "', ""]))
+    summary = remove_samples(tmp_path / "out", table, "url")
+    assert (summary.asked, summary.found, summary.not_found, summary.samples) == (4, 2, 2, 2)
+    assert {*rows_in(tmp_path / "out")["key"].to_pylist()} == {*keys[:4]} - gone
+    write_shard(tmp_path / "data", 0, keys, urls)
+    embed(str(tmp_path / "data"), str(tmp_path / "out"), overwrite=True)
+    assert {*rows_in(tmp_path / "out")["key"].to_pylist()} == {*keys} - gone
+
+
+def test_what_could_not_be_rewritten_is_not_told_as_removed(tmp_path):
+    for shard in range(2):
+        write_shard(tmp_path, shard)
+    whole = (tmp_path / "00001.tar").read_bytes()
+    (tmp_path / "00001.tar").write_bytes(whole + b"behind the end" * 1000)
+    table = listed(tmp_path, "000000001", "000010001", "000010002")
+    summary = remove_samples(tmp_path, table, rewrite_shards=True)
+    assert (summary.samples, summary.places[0].left, summary.complete) == (3, 2, False)
+    assert str(summary).startswith("1 rows and samples removed, 2 STILL THERE")
+    (tmp_path / "00001.tar").write_bytes(whole)
+    summary = remove_samples(tmp_path, table, rewrite_shards=True)
+    assert (summary.samples, summary.places[0].left, summary.complete) == (2, 0, True)
+
+
+def test_no_other_run_writes_while_it_is_looked_what_is_there(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    write_shard(tmp_path / "data", 0)
+    embed(str(tmp_path / "data"), str(tmp_path / "out"))
+    write_shard(tmp_path / "data", 1, None, [url_of(key) for key in keys_of(0)])
+    looked, told = Looking.look, []
+
+    def look(looking):
+        looked(looking)
+        try:
+            embed(str(tmp_path / "data"), str(tmp_path / "out"))
+        except OutputError as error:
+            told.append(str(error))
+
+    monkeypatch.setattr(Looking, "look", look)
+    remove_samples(tmp_path / "out", listed(tmp_path, url_of("000000001")), "url")
+    assert "000010001" not in rows_in(tmp_path / "out")["key"].to_pylist()
+    assert len(told) == 1 and "writes" in told[0]

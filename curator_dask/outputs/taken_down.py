@@ -51,6 +51,13 @@ def kind_of(column: str) -> str:
     return column.lower() if column.lower() in OF_IMAGE else column
 
 
+def plain(kind: str, texts: pa.Array) -> pa.Array:
+    """Values of a kind as they are compared: without space around them, digests in small letters, null where empty."""
+    texts = pc.utf8_trim_whitespace(texts)
+    texts = pc.utf8_lower(texts) if kind == SHA256 else texts
+    return pc.if_else(pc.equal(texts, ""), pa.scalar(None, TEXT), texts)
+
+
 @dataclass(frozen=True)
 class Marks:
     """By what rows are known.
@@ -102,9 +109,7 @@ class Marks:
                 found, _ = key_texts(table.column(name))
             except ValueError:  # lists, truths
                 continue
-            found = pc.utf8_trim_whitespace(found)
-            found = pc.utf8_lower(found) if kind == SHA256 else found
-            texts.setdefault(kind, []).append(pc.if_else(pc.equal(found, ""), pa.scalar(None, TEXT), found))
+            texts.setdefault(kind, []).append(plain(kind, found))
         return cls(len(table), texts)
 
     def also(self, kind: str, texts: pa.Array) -> Marks:

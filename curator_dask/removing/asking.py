@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curator_dask.errors import ConfigError, DatasetError, NoColumnError, OutputError
 from curator_dask.frames.columns import to_array
 from curator_dask.frames.names import URL_COLUMN
-from curator_dask.outputs.taken_down import SHA256, kind_of
+from curator_dask.outputs.taken_down import kind_of, plain
 from curator_dask.rows.lookup import Lookup, key_texts, with_shards
 from curator_dask.rows.near_lookup import NearLookup
 from curator_dask.rows.user_tables import UserTable
@@ -94,9 +93,7 @@ class Asked:
                 self.lookup = near_lookup(table, self.within)
             else:
                 texts, is_number = table.keys()
-                if kind_of(self.on) == SHA256:
-                    texts = pc.utf8_lower(texts)
-                self.lookup = Lookup(texts, is_number)
+                self.lookup = Lookup(self._as_known(texts), is_number)
         if not self.values:
             raise DatasetError(
                 f"{table.path}: has no values in the column {table.key!r}: nothing would be removed"
@@ -159,8 +156,7 @@ class Asked:
             else:
                 assert self.lookup is not None
                 texts, is_number = key_texts(column)
-                if kind_of(name) == SHA256:
-                    texts = pc.utf8_lower(texts)
+                texts = self._as_known(texts)
                 if self.by_shard:
                     texts = with_shards(texts, to_array(table.column(URL_COLUMN)))
                 rows = self.lookup.find_texts(texts, is_number)
@@ -168,6 +164,10 @@ class Asked:
             raise OutputError(f"{path}: column {name!r}: {error}. Give another column (--on)") from None
         self.found[rows[rows >= 0]] = True
         return np.asarray(rows >= 0)
+
+    def _as_known(self, texts: pa.Array) -> pa.Array:
+        """Values as rows are known by them later: else a list's would be noted as what no row ever is."""
+        return texts if self.on == KEY else plain(kind_of(self.on), texts)
 
     def check(self) -> None:
         """Raise what was wrong where rows of no file could be asked."""

@@ -118,40 +118,48 @@ def remove_samples(
             " that was interrupted is finished, and none was begun here"
         )
     options = storage_options if list_storage_options is None else list_storage_options
-    looking = Looking(places, Asked(listed, on, within, where, options))
-    looking.look()
-    summary = RemoveSummary(dry_run=dry_run, asked_rows=looking.asked_rows)
-    summary.found, summary.before, left = looking.not_found()
-    summary.not_found, summary.examples = len(left), left[:_EXAMPLES]
-    summary.asked = summary.found + summary.before + summary.not_found
-    for number, place in enumerate(places):
-        hits = looking.hits[number].values()
-        summary.places.append(
-            PlaceSummary(
-                place.folder.path,
-                place.kind,
-                place.unit,
-                samples=sum(each.rows for each in hits),
-                along=sum(each.along for each in hits),
-                shards=sum(each.rows > 0 for each in hits),
-                all_shards=looking.all_shards(number),
-                lacks_column=number in looking.lacking,
+    asked = Asked(listed, on, within, where, options)
+    with ExitStack() as stack:
+        if not dry_run:  # before it is looked what is there: what another run writes meanwhile would stay
+            for place in places:
+                stack.enter_context(place.open())
+                stack.enter_context(without_leftovers(str(beside(place.folder.path))))
+        looking = Looking(places, asked)
+        looking.look()
+        summary = RemoveSummary(dry_run=dry_run, asked_rows=looking.asked_rows)
+        summary.found, summary.before, left = looking.not_found()
+        summary.not_found, summary.examples = len(left), left[:_EXAMPLES]
+        summary.asked = summary.found + summary.before + summary.not_found
+        for number, place in enumerate(places):
+            hits = looking.hits[number].values()
+            summary.places.append(
+                PlaceSummary(
+                    place.folder.path,
+                    place.kind,
+                    place.unit,
+                    samples=sum(each.rows for each in hits),
+                    along=sum(each.along for each in hits),
+                    shards=sum(each.rows > 0 for each in hits),
+                    all_shards=looking.all_shards(number),
+                    lacks_column=number in looking.lacking,
+                )
             )
-        )
-    holding = {
-        path
-        for each in given
-        for path in still_holding(places, locate(os.fspath(each), storage_options), storage_options)
-    }
-    summary.still_holding = sorted(holding) if summary.samples else []
-    if not_found is not None:
-        path = locate(os.fspath(not_found), storage_options)
-        put(
-            path, "".join(f"{each}\n" for each in left).encode(), storage_options if is_remote(path) else None
-        )
-        summary.not_found_file = path
-    if not dry_run:
-        _Removal(places, looking, summary, workers).run()
+        holding = {
+            path
+            for each in given
+            for path in still_holding(places, locate(os.fspath(each), storage_options), storage_options)
+        }
+        summary.still_holding = sorted(holding) if summary.samples else []
+        if not_found is not None:
+            path = locate(os.fspath(not_found), storage_options)
+            put(
+                path,
+                "".join(f"{each}\n" for each in left).encode(),
+                storage_options if is_remote(path) else None,
+            )
+            summary.not_found_file = path
+        if not dry_run:
+            _Removal(places, looking, summary, workers).run()
     summary.seconds = time.monotonic() - started
     logger.info("%s", summary)
     return summary
@@ -167,11 +175,8 @@ class _Removal:
         self._pending = [join(str(beside(each.folder.path)), PENDING) for each in places]
 
     def run(self) -> None:
-        """Do it: nothing is rewritten before all of it is noted everywhere."""
+        """Do it, in folders that are held: nothing is rewritten before all of it is noted everywhere."""
         with ExitStack() as stack:
-            for place in self._places:
-                stack.enter_context(place.open())
-                stack.enter_context(without_leftovers(str(beside(place.folder.path))))
             begun = [
                 exists(path, place.folder.options)
                 for path, place in zip(self._pending, self._places, strict=True)
@@ -198,7 +203,8 @@ class _Removal:
                 again |= self._rewrite(number, begun[number], again, client)
             for number, place in enumerate(self._places):
                 if self._summary.places[number].samples or begun[number]:
-                    place.finish(self._summary.places[number].samples)
+                    told = self._summary.places[number]
+                    place.finish(told.samples - told.left)
             if self._summary.complete:
                 self._tidy()
 
@@ -245,6 +251,7 @@ class _Removal:
         targets = [Target.of_file(place.folder.path, name) for name in items]
         run_targets(file_tasks(task, items, "remove-samples", used), used, targets, done, take)
         told.failed_shards = done.failed_shards
+        told.left = sum(hits[name].rows for name in done.failed_shards if name in hits)
         return moved
 
     def _tidy(self) -> None:

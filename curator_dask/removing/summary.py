@@ -28,6 +28,8 @@ class PlaceSummary:
         Of these, those that were rewritten, and the bytes that were written.
     failed_shards
         Those that could not be, with the reason.
+    left
+        Of the samples, those in shards that failed: they are still there.
     lacks_column
         A file there has not the column that was asked: what goes is known by shard and key, URL and digest alone.
     left_twins
@@ -44,6 +46,7 @@ class PlaceSummary:
     rewritten: int = 0
     bytes: int = 0
     failed_shards: dict[str, str] = field(default_factory=dict)
+    left: int = 0
     left_twins: int = 0
     lacks_column: bool = False
 
@@ -120,7 +123,10 @@ class RemoveSummary:
 
     def __str__(self) -> str:
         verb = "would go" if self.dry_run else "removed"
-        head = f"{self.samples:,} rows and samples {verb}"
+        left = sum(each.left for each in self.places)
+        head = f"{self.samples - left:,} rows and samples {verb}"
+        if left:
+            head += f", {left:,} STILL THERE"
         lines = [f"{head}, in {counted(len(self.places), 'place')}; {self.seconds:.1f} s"]
         if self.asked:
             lines.append(
