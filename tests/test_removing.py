@@ -649,3 +649,18 @@ def test_no_other_run_writes_while_it_is_looked_what_is_there(tmp_path, monkeypa
     remove_samples(tmp_path / "out", listed(tmp_path, url_of("000000001")), "url")
     assert "000010001" not in rows_in(tmp_path / "out")["key"].to_pylist()
     assert len(told) == 1 and "writes" in told[0]
+
+
+def test_a_damaged_note_of_what_was_removed_is_not_to_be_thrown_away(tmp_path):
+    (tmp_path / "data").mkdir()
+    write_shard(tmp_path / "data", 0)
+    embed(str(tmp_path / "data"), str(tmp_path / "out"))
+    remove_samples(tmp_path / "out", listed(tmp_path, "000000001"))
+    (note,) = (tmp_path / "out.removed").glob("*.parquet")
+    note.rename(note.with_name(f"1{note.name}"))  # under a name that no cache knows
+    note = note.with_name(f"1{note.name}")
+    for left in (note.read_bytes()[:50], b""):
+        note.write_bytes(left)
+        with pytest.raises(OutputError, match=r"is damaged\. .* the same remove again") as caught:
+            remove_samples(tmp_path / "out", where="key = '000000002'")
+        assert str(note) in str(caught.value)

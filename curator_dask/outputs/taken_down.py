@@ -20,9 +20,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curator_dask.cache import POSSESSIONS, Remembered
-from curator_dask.errors import OutputError
+from curator_dask.errors import CuratorError, OutputError
 from curator_dask.frames.columns import to_array
-from curator_dask.frames.faults import faults_told
+from curator_dask.frames.faults import fault_of
 from curator_dask.frames.names import URL_COLUMN
 from curator_dask.frames.parquet import open_parquet, write_table
 from curator_dask.frames.record import FileRecord
@@ -235,8 +235,19 @@ def _read(place: str, names: Sequence[str], options: Options) -> TakenDown:
     tables, salt, samples = [], b"", 0
     for name in names:
         path = join(place, name)
-        with faults_told(path, OutputError), open_parquet(path, options) as file:
-            table = file.read()
+        try:
+            with open_parquet(path, options) as file:
+                table = file.read()
+        except pa.ArrowInvalid as error:  # what else is damaged may be made again: this may not be removed
+            raise OutputError(
+                f"{path}: says what was removed, and is damaged. Put the whole file back, as of a copy of the folder;"
+                " or move it away and run the same remove again, with the same list or condition, before anything else:"
+                " without it removed samples would come back"
+            ) from error
+        except CuratorError:
+            raise
+        except Exception as error:  # a store's own, of many types
+            raise OutputError(f"{path}: {fault_of(path, error)}") from error
         metadata = table.schema.metadata or {}
         own = bytes.fromhex(metadata.get(_SALT, b"").decode())
         if not own or (salt and own != salt) or not {*_SCHEMA.names} <= {*table.column_names}:
