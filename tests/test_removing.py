@@ -625,7 +625,7 @@ def test_what_could_not_be_rewritten_is_not_told_as_removed(tmp_path):
     table = listed(tmp_path, "000000001", "000010001", "000010002")
     summary = remove_samples(tmp_path, table, rewrite_shards=True)
     assert (summary.samples, summary.places[0].left, summary.complete) == (3, 2, False)
-    assert str(summary).startswith("1 row or sample removed, 2 STILL THERE")
+    assert str(summary).startswith("1 rows and samples removed, 2 STILL THERE")
     (tmp_path / "00001.tar").write_bytes(whole)
     summary = remove_samples(tmp_path, table, rewrite_shards=True)
     assert (summary.samples, summary.places[0].left, summary.complete) == (2, 0, True)

@@ -124,7 +124,7 @@ class RemoveSummary:
     def __str__(self) -> str:
         verb = "would go" if self.dry_run else "removed"
         left = sum(each.left for each in self.places)
-        head = f"{counted(self.samples - left, 'row or sample', 'rows and samples')} {verb}"
+        head = f"{self.samples - left:,} rows and samples {verb}"
         if left:
             head += f", {left:,} STILL THERE"
         lines = [f"{head}, in {counted(len(self.places), 'place')}; {self.seconds:.1f} s"]
